@@ -1,0 +1,187 @@
+# weightfs. `make help` lists the targets, README.md explains the first two.
+#
+# Nothing here needs a compiler or pkg-config to be parsed: `run` and `test`
+# begin with tools/setup.sh, which installs them, and then call make again.
+
+BUILD ?= build
+PREFIX ?= /usr/local
+DESTDIR ?=
+VERSION := 0.1.0
+
+# ---- what is built ----
+
+LIB_SRC := $(wildcard lib/*.c)
+PROG_SRC := $(wildcard fs/*.c) $(filter-out tools/sample_%.c,$(wildcard tools/*.c))
+SAMPLE_SRC := $(wildcard tools/sample_*.c) tools/ui.c
+UNIT_SRC := $(wildcard tests/unit/test_*.c)
+UNIT_SUPPORT := $(wildcard tests/unit/support.c)
+VERDICT_SRC := $(wildcard tests/unit/verdict_cli.c)
+ALL_SRC := $(LIB_SRC) $(PROG_SRC) $(SAMPLE_SRC) $(UNIT_SRC) $(UNIT_SUPPORT) $(VERDICT_SRC)
+
+obj = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
+LIB := $(BUILD)/libweightfs.a
+UNIT_BIN := $(patsubst tests/unit/%.c,$(BUILD)/tests/%,$(UNIT_SRC))
+VERDICT_BIN := $(patsubst tests/unit/%.c,$(BUILD)/tests/%,$(VERDICT_SRC))
+SCHEMA_H := $(BUILD)/gen/schema_sql.h
+VENV := build/venv
+
+# ---- flags ----
+
+# The libraries are looked for once, and only by goals that compile here.
+NO_LIBS := run test test-all asan tsan check clean distclean help deps
+NEED_LIBS := $(filter-out $(NO_LIBS),$(or $(MAKECMDGOALS),all))
+PKGS := fuse3 jansson libxxhash sqlite3
+PKG_CONFIG ?= pkg-config
+ifneq ($(NEED_LIBS),)
+MISSING := $(shell for p in $(PKGS); do \
+	$(PKG_CONFIG) --exists "$$p" >/dev/null 2>&1 || echo "$$p"; done)
+ifneq ($(MISSING),)
+$(error pkg-config does not find: $(MISSING). Run "make deps" to install what weightfs is built with)
+endif
+PKG_CFLAGS := $(shell $(PKG_CONFIG) --cflags $(PKGS))
+PKG_LIBS := $(shell $(PKG_CONFIG) --libs $(PKGS))
+endif
+
+BASE_CPPFLAGS := -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -DWFS_VERSION='"$(VERSION)"' \
+	-I. -I$(BUILD)/gen $(PKG_CFLAGS)
+BASE_CFLAGS := -std=gnu11 -O2 -g -pthread -fstack-protector-strong
+BASE_LDFLAGS := -pthread
+WARN := -Wall -Wextra
+
+ifdef SANITIZE
+BASE_CFLAGS += -O1 -fno-omit-frame-pointer -fsanitize=$(SANITIZE)
+ifneq ($(findstring undefined,$(SANITIZE)),)
+BASE_CFLAGS += -fno-sanitize-recover=undefined
+endif
+BASE_LDFLAGS += -fsanitize=$(SANITIZE)
+else
+BASE_CPPFLAGS += -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2
+BASE_CFLAGS += -fPIE
+BASE_LDFLAGS += -pie -Wl,-z,relro,-z,now
+endif
+
+ifdef DEVELOPER
+WARN += -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wold-style-definition -Wvla \
+	-Wpointer-arith -Wwrite-strings -Wundef -Wformat=2 -Wnull-dereference \
+	-Wmissing-declarations -Wredundant-decls -Wnested-externs -Wimplicit-fallthrough -Wdate-time
+endif
+
+COMPILE = $(CC) $(BASE_CPPFLAGS) $(BASE_CFLAGS) $(WARN) $(CPPFLAGS) $(CFLAGS)
+LINK = $(CC) $(BASE_CFLAGS) $(CFLAGS) $(BASE_LDFLAGS) $(LDFLAGS)
+
+ifndef V
+say = @printf '  %-4s %s\n' $(1) $(2);
+endif
+
+# ---- targets ----
+
+.DEFAULT_GOAL := all
+.PHONY: all run test test-all test-here unit check asan tsan install clean distclean \
+	help deps FORCE
+.DELETE_ON_ERROR:
+
+all: $(BUILD)/weightfs $(LIB) $(BUILD)/sample-model ## build the command, the library and the sample model's writer
+
+run: ## set up, build, mount a store and save a sample model into it twice (MODEL=dir: your own model)
+	@sh tools/setup.sh build
+	@$(MAKE) --no-print-directory all
+	@BUILD='$(BUILD)' sh tools/demo.sh start $(if $(MODEL),'$(MODEL)')
+
+test: ## set up, build, run every test
+	@sh tools/setup.sh test
+	@$(MAKE) --no-print-directory test-here
+
+test-all: ## check, test, asan and tsan, one after the other
+	@$(MAKE) --no-print-directory check
+	@$(MAKE) --no-print-directory test
+	@$(MAKE) --no-print-directory asan
+	@$(MAKE) --no-print-directory tsan
+
+asan: ## all tests on a build with address and undefined behaviour sanitizers
+	@sh tools/setup.sh test
+	@$(MAKE) --no-print-directory BUILD=build/asan SANITIZE=address,undefined test-here
+
+tsan: ## all tests on a build with the thread sanitizer
+	@sh tools/setup.sh test
+	@$(MAKE) --no-print-directory BUILD=build/tsan SANITIZE=thread test-here
+
+# The tests of this build, without any setting up. PYTEST_ARGS goes to pytest.
+test-here: all unit-programs
+	@BUILD='$(BUILD)' VENV='$(VENV)' sh tools/run_tests.sh $(UNIT_BIN)
+
+unit: unit-programs ## only the tests of lib/, which need no mount
+	@BUILD='$(BUILD)' sh tools/run_tests.sh --unit $(UNIT_BIN)
+
+.PHONY: unit-programs
+unit-programs: $(UNIT_BIN) $(VERDICT_BIN)
+
+check: ## layers, file lengths, static analysis
+	@sh tests/check_layers.sh
+	@sh tests/check_lengths.sh
+	@sh tests/check_static.sh
+
+deps: ## install what weightfs is built and tested with
+	@sh tools/setup.sh test
+
+install: all ## install into DESTDIR/PREFIX
+	install -d '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(PREFIX)/share/man/man1'
+	install -m 755 '$(BUILD)/weightfs' '$(DESTDIR)$(PREFIX)/bin/weightfs'
+	install -m 644 docs/man/weightfs.1 '$(DESTDIR)$(PREFIX)/share/man/man1/weightfs.1'
+
+clean: ## remove what was built (the Python environment stays)
+	@sh tools/demo.sh stop
+	rm -rf build/demo build/asan build/tsan build/cppcheck $(addprefix $(BUILD)/,obj gen tests flags sources \
+		weightfs libweightfs.a sample-model)
+
+distclean: clean ## remove build/ altogether
+	rm -rf build
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@echo '  Variables: BUILD PREFIX DESTDIR CC CFLAGS LDFLAGS DEVELOPER=1 V=1 MODEL PYTEST_ARGS'
+
+# ---- rules ----
+
+# Changes when the compiler or a flag does, so that no object of another
+# variant is ever linked.
+$(BUILD)/flags: FORCE
+	@mkdir -p $(BUILD)
+	@printf '%s\n' '$(subst ','\'',$(COMPILE) $(LINK) $(PKG_LIBS))' >$@.$$$$ && \
+		if cmp -s $@.$$$$ $@; then rm -f $@.$$$$; else mv -f $@.$$$$ $@; fi
+FORCE:
+
+# Changes when a source file comes or goes, so that nothing is linked that has
+# no source any more.
+$(BUILD)/sources: FORCE
+	@mkdir -p $(BUILD)
+	@printf '%s\n' '$(LIB_SRC) $(PROG_SRC)' >$@.$$$$ && \
+		if cmp -s $@.$$$$ $@; then rm -f $@.$$$$; else mv -f $@.$$$$ $@; fi
+
+$(SCHEMA_H): lib/schema.sql Makefile
+	$(call say,GEN,$@)mkdir -p $(@D) && { \
+		echo '/* Made from lib/schema.sql. */'; \
+		echo 'static const char wfs_schema_sql[] = {'; \
+		od -An -v -tu1 lib/schema.sql | sed -e 's/[0-9][0-9]*/&,/g'; \
+		echo '0};'; } >$@
+
+$(BUILD)/obj/%.o: %.c $(BUILD)/flags
+	$(call say,CC,$<)mkdir -p $(@D) && $(COMPILE) -MMD -MP -c -o $@ $<
+
+$(call obj,lib/db.c): $(SCHEMA_H)
+
+$(LIB): $(call obj,$(LIB_SRC)) $(BUILD)/sources
+	$(call say,AR,$@)rm -f $@ && $(AR) rcs $@ $(filter %.o,$^)
+
+$(BUILD)/weightfs: $(call obj,$(PROG_SRC)) $(LIB)
+	$(call say,LD,$@)$(LINK) -o $@ $^ $(PKG_LIBS)
+
+$(BUILD)/sample-model: $(call obj,$(SAMPLE_SRC)) $(LIB)
+	$(call say,LD,$@)$(LINK) -o $@ $^ $(PKG_LIBS)
+
+$(UNIT_BIN): $(BUILD)/tests/%: $(BUILD)/obj/tests/unit/%.o $(call obj,$(UNIT_SUPPORT)) $(LIB)
+	$(call say,LD,$@)mkdir -p $(@D) && $(LINK) -o $@ $^ -lcmocka $(PKG_LIBS)
+
+$(VERDICT_BIN): $(BUILD)/tests/%: $(BUILD)/obj/tests/unit/%.o $(LIB)
+	$(call say,LD,$@)mkdir -p $(@D) && $(LINK) -o $@ $^ $(PKG_LIBS)
+
+-include $(patsubst %.o,%.d,$(call obj,$(ALL_SRC)))

@@ -1,0 +1,253 @@
+#include "lib/collect.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "lib/datafile_state.h"
+#include "lib/manifest.h"
+#include "lib/store_priv.h"
+
+#define OBJECTS_AT_ONCE 1000 /* of a dead manifest, in one transaction */
+#define FILES_AT_ONCE 256    /* data files in one round */
+
+struct work {
+	uint64_t id;
+	enum wfs_data_state state;
+	uint64_t holes;
+	bool done;
+};
+
+bool wfs_collect_wanted(struct wfs_store *s)
+{
+	return atomic_load(&s->collect_wanted);
+}
+
+/* ---- dead manifests ---- */
+
+static int dismantle_some(struct wfs_store *s)
+{
+	uint64_t id;
+	int found = wfs_db_begin(&s->db);
+
+	if (found)
+		return found;
+	found = wfs_db_number(&s->db, WFS_Q_MANIFEST_DEAD, &id, "");
+	if (found > 0) {
+		found = wfs_manifest_dismantle(&s->db, id, OBJECTS_AT_ONCE);
+		if (found == 0)
+			found = 1; /* there may be another */
+	}
+	return wfs_db_end(&s->db, found);
+}
+
+static int dismantle_all(struct wfs_store *s)
+{
+	int more;
+
+	do
+		more = dismantle_some(s);
+	while (more > 0);
+	return more;
+}
+
+/* ---- data files ---- */
+
+static int list_work(struct wfs_store *s, uint64_t after, struct work *work, size_t *n)
+{
+	sqlite3_stmt *row;
+	int more = wfs_db_begin_read(&s->db);
+
+	*n = 0;
+	if (more)
+		return more;
+	for (more = wfs_db_first(&s->db, WFS_Q_DATA_WORK, &row, "ii", after,
+		     (uint64_t)FILES_AT_ONCE);
+		more > 0; more = wfs_db_next(&s->db, row)) {
+		work[(*n)++] = (struct work){
+			.id = (uint64_t)sqlite3_column_int64(row, 0),
+			.state = (enum wfs_data_state)sqlite3_column_int(row, 1),
+			.holes = (uint64_t)sqlite3_column_int64(row, 2),
+		};
+	}
+	return wfs_db_end(&s->db, more);
+}
+
+/* A range of a pack that no object lives in. */
+struct gap {
+	uint64_t offset, length;
+};
+
+struct gaps {
+	struct gap *list;
+	size_t n, room;
+};
+
+/* Whole blocks only: a part of one gives nothing back. */
+static int add_gap(struct gaps *gaps, uint64_t from, uint64_t to, uint64_t block)
+{
+	from = (from + block - 1) / block * block;
+	to = to / block * block;
+	if (to <= from)
+		return 0;
+	if (gaps->n == gaps->room) {
+		size_t room = gaps->room ? 2 * gaps->room : 16;
+		struct gap *grown = reallocarray(gaps->list, room, sizeof(*grown));
+
+		if (!grown)
+			return -ENOMEM;
+		gaps->list = grown;
+		gaps->room = room;
+	}
+	gaps->list[gaps->n++] = (struct gap){ from, to - from };
+	return 0;
+}
+
+static int find_gaps(struct wfs_store *s, uint64_t id, const struct stat *st, struct gaps *gaps)
+{
+	uint64_t block = (uint64_t)st->st_blksize, end = 0;
+	uint64_t size = ((uint64_t)st->st_size + block - 1) / block * block;
+	sqlite3_stmt *row;
+	int more, err = 0;
+
+	more = wfs_db_begin_read(&s->db);
+	if (more)
+		return more;
+	for (more = wfs_db_first(&s->db, WFS_Q_OBJECTS_OF_FILE, &row, "i", id); more > 0;
+		more = wfs_db_next(&s->db, row)) {
+		uint64_t offset = (uint64_t)sqlite3_column_int64(row, 2);
+
+		if (!err && offset > end)
+			err = add_gap(gaps, end, offset, block);
+		end = offset + (uint64_t)sqlite3_column_int64(row, 3);
+	}
+	if (!err && more == 0)
+		err = add_gap(gaps, end, size, block);
+	return wfs_db_end(&s->db, more < 0 ? more : err);
+}
+
+static int punch_gaps(struct wfs_store *s, struct wfs_datafile *df, const struct gaps *gaps)
+{
+	int ret = 0;
+	int fd = wfs_datafile_use(&s->datafiles, df);
+
+	if (fd < 0)
+		return fd;
+	for (size_t i = 0; i < gaps->n && ret == 0; i++)
+		if (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+			    (off_t)gaps->list[i].offset, (off_t)gaps->list[i].length) != 0)
+			ret = -errno;
+	wfs_datafile_unuse(&s->datafiles, df);
+	if (ret == -EOPNOTSUPP && !atomic_exchange(&s->cannot_punch, true))
+		wfs_store_log(s, "%s: this disk cannot punch holes: space shared with or "
+			"dropped from a part of a file is given back when all of it is dropped",
+			s->path);
+	return ret;
+}
+
+static int punch(struct wfs_store *s, const struct work *work, struct wfs_datafile *df)
+{
+	struct gaps gaps = { NULL, 0, 0 };
+	struct stat st;
+	int ret = wfs_datafile_stat(&s->datafiles, work->id, &st);
+
+	if (ret == 0)
+		ret = find_gaps(s, work->id, &st, &gaps);
+	/* Not before it is durable that nothing lives there. Nothing can move in: packs do not grow. */
+	if (ret == 0)
+		ret = wfs_store_sync(s);
+	if (ret == 0)
+		ret = punch_gaps(s, df, &gaps);
+	free(gaps.list);
+	return ret;
+}
+
+/* A file that somebody has open waits for the next time. */
+static int collect_file(struct wfs_store *s, struct work *work)
+{
+	struct wfs_datafile *df = wfs_datafile_get(&s->datafiles, work->id);
+	int ret = 0;
+
+	if (!df)
+		return -ENOMEM;
+	if (wfs_datafile_begin_collect(&s->datafiles, df)) {
+		if (work->state == WFS_DATA_DOOMED)
+			ret = wfs_datafile_remove(&s->datafiles, work->id);
+		else
+			ret = punch(s, work, df);
+		wfs_datafile_end_collect(&s->datafiles, df);
+		work->done = ret == 0;
+	}
+	wfs_datafile_unref(&s->datafiles, df);
+	return ret == -EOPNOTSUPP ? 0 : ret;
+}
+
+static int forget_one(struct wfs_store *s, const struct work *work)
+{
+	if (work->state == WFS_DATA_DOOMED)
+		return wfs_db_run(&s->db, WFS_Q_DATA_DELETE, "i", work->id);
+	/* Only if nothing more died in it since. */
+	return wfs_db_run(&s->db, WFS_Q_DATA_PUNCHED, "ii", work->id, work->holes);
+}
+
+static int forget_done(struct wfs_store *s, const struct work *work, size_t n)
+{
+	int ret = wfs_db_begin(&s->db);
+
+	if (ret)
+		return ret;
+	for (size_t i = 0; i < n && ret == 0; i++)
+		if (work[i].done)
+			ret = forget_one(s, &work[i]);
+	return wfs_db_end(&s->db, ret);
+}
+
+static bool can_do(struct wfs_store *s, const struct work *work)
+{
+	if (work->state == WFS_DATA_FILLING)
+		return false; /* an unseal is at it */
+	return work->state == WFS_DATA_DOOMED || !atomic_load(&s->cannot_punch);
+}
+
+/* One round: up to FILES_AT_ONCE files behind `*after`. 1 if there may be more. */
+static int collect_some(struct wfs_store *s, struct work *work, uint64_t *after)
+{
+	size_t n, left = 0;
+	int ret = list_work(s, *after, work, &n);
+
+	if (ret || n == 0)
+		return ret;
+	*after = work[n - 1].id;
+	/* What was read here is durable before any byte of it is given back. */
+	ret = wfs_store_sync(s);
+	for (size_t i = 0; i < n && ret == 0; i++) {
+		if (can_do(s, &work[i]))
+			ret = collect_file(s, &work[i]);
+		left += can_do(s, &work[i]) && !work[i].done;
+	}
+	if (left)
+		atomic_store(&s->collect_wanted, true);
+	if (ret == 0)
+		ret = forget_done(s, work, n);
+	return ret ? ret : n == FILES_AT_ONCE;
+}
+
+int wfs_collect(struct wfs_store *s)
+{
+	WFS_AUTO_FREE struct work *work = calloc(FILES_AT_ONCE, sizeof(*work));
+	uint64_t after = 0;
+	int ret;
+
+	if (!work)
+		return -ENOMEM;
+	pthread_mutex_lock(&s->collect_lock);
+	atomic_store(&s->collect_wanted, false);
+	ret = dismantle_all(s);
+	while (ret == 0 && (ret = collect_some(s, work, &after)) > 0)
+		ret = 0;
+	if (ret)
+		atomic_store(&s->collect_wanted, true);
+	pthread_mutex_unlock(&s->collect_lock);
+	return ret;
+}

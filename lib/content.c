@@ -1,0 +1,418 @@
+#include "lib/content.h"
+
+#include <errno.h>
+#include <string.h>
+
+/* More bytes than seal ever keeps in the database; a store made by others could name more. */
+#define MAX_INLINE (UINT64_C(64) << 20)
+
+static struct wfs_content *new_content(struct wfs_datafiles *table, size_t room)
+{
+	struct wfs_content *c = calloc(1, sizeof(*c) + room * sizeof(c->extents[0]));
+
+	if (!c)
+		return NULL;
+	atomic_init(&c->refs, 1);
+	c->table = table;
+	return c;
+}
+
+struct wfs_content *wfs_content_new_empty(struct wfs_datafiles *table)
+{
+	return new_content(table, 0);
+}
+
+struct wfs_content *wfs_content_new_staging(struct wfs_datafiles *table, uint64_t data_file)
+{
+	struct wfs_content *c = new_content(table, 0);
+
+	if (!c)
+		return NULL;
+	c->staging = wfs_datafile_get(table, data_file);
+	if (!c->staging) {
+		free(c);
+		return NULL;
+	}
+	return c;
+}
+
+struct wfs_content *wfs_content_ref(struct wfs_content *c)
+{
+	atomic_fetch_add(&c->refs, 1);
+	return c;
+}
+
+void wfs_content_unref(struct wfs_content *c)
+{
+	if (!c || atomic_fetch_sub(&c->refs, 1) > 1)
+		return;
+	if (c->staging)
+		wfs_datafile_unref(c->table, c->staging);
+	for (size_t i = 0; i < c->n; i++)
+		if (c->extents[i].df)
+			wfs_datafile_unref(c->table, c->extents[i].df);
+	free(c->inline_bytes);
+	free(c);
+}
+
+struct wfs_datafile *wfs_content_whole(const struct wfs_content *c)
+{
+	if (c->staging)
+		return c->staging;
+	return c->n == 1 && c->extents[0].df && c->extents[0].offset == 0 ? c->extents[0].df : NULL;
+}
+
+/* ---- loading ---- */
+
+struct loader {
+	struct wfs_db *db;
+	struct wfs_content *c;
+	size_t room;
+	uint64_t inline_len, inline_room;
+};
+
+static int grow_extents(struct loader *l)
+{
+	size_t room = l->room ? 2 * l->room : 8;
+	struct wfs_content *c = realloc(l->c, sizeof(*c) + room * sizeof(c->extents[0]));
+
+	if (!c)
+		return -ENOMEM;
+	l->c = c;
+	l->room = room;
+	return 0;
+}
+
+/* True if the object goes on where the last extent ends. */
+static bool extends_last(const struct wfs_content *c, const struct wfs_object *o)
+{
+	const struct wfs_extent *last = c->n ? &c->extents[c->n - 1] : NULL;
+
+	return last && last->df && last->df->id == o->data_file &&
+	       last->offset + last->length == o->offset;
+}
+
+static int add_extent(struct loader *l, const struct wfs_object *o, uint64_t end)
+{
+	struct wfs_content *c = l->c;
+	struct wfs_extent *e;
+	uint64_t place_end;
+
+	if (wfs_add_overflows(o->offset, o->length, &place_end) || place_end > INT64_MAX)
+		return -EUCLEAN;
+	if (extends_last(c, o)) {
+		c->extents[c->n - 1].length += o->length;
+		c->size = end;
+		return 0;
+	}
+	if (c->n == l->room && grow_extents(l) != 0)
+		return -ENOMEM;
+	c = l->c;
+	e = &c->extents[c->n];
+	*e = (struct wfs_extent){ .at = c->size, .length = o->length, .offset = o->offset };
+	e->df = wfs_datafile_get(c->table, o->data_file);
+	if (!e->df)
+		return -ENOMEM;
+	c->n++;
+	c->size = end;
+	return 0;
+}
+
+static int copy_inline(struct loader *l, const struct wfs_object *o)
+{
+	sqlite3_stmt *row;
+	int found = wfs_db_first(l->db, WFS_Q_BYTES_GET, &row, "i", o->id);
+
+	if (found <= 0)
+		return found < 0 ? found : -EUCLEAN;
+	found = (uint64_t)sqlite3_column_bytes(row, 0) == o->length ? 0 : -EUCLEAN;
+	if (found == 0)
+		memcpy(l->c->inline_bytes + l->inline_len, sqlite3_column_blob(row, 0), o->length);
+	wfs_db_done(row);
+	return found;
+}
+
+static int add_inline(struct loader *l, const struct wfs_object *o, uint64_t end)
+{
+	uint64_t need;
+	int ret;
+
+	if (wfs_add_overflows(l->inline_len, o->length, &need) || need > MAX_INLINE)
+		return -EUCLEAN;
+	if (need > l->inline_room) {
+		uint64_t room = WFS_MAX(need, 2 * l->inline_room);
+		uint8_t *grown = realloc(l->c->inline_bytes, room);
+
+		if (!grown)
+			return -ENOMEM;
+		l->c->inline_bytes = grown;
+		l->inline_room = room;
+	}
+	if (l->c->n == l->room && grow_extents(l) != 0)
+		return -ENOMEM;
+	ret = copy_inline(l, o);
+	if (ret)
+		return ret;
+	/* The buffer may still move: keep the place, see fix_inline. */
+	l->c->extents[l->c->n++] = (struct wfs_extent){ .at = l->c->size, .length = o->length,
+		.offset = l->inline_len };
+	l->inline_len = need;
+	l->c->size = end;
+	return 0;
+}
+
+static void fix_inline(struct wfs_content *c)
+{
+	for (size_t i = 0; i < c->n; i++)
+		if (!c->extents[i].df)
+			c->extents[i].bytes = c->inline_bytes + c->extents[i].offset;
+}
+
+static int add_object(struct loader *l, const struct wfs_object *o)
+{
+	uint64_t end;
+
+	if (o->length == 0 || wfs_add_overflows(l->c->size, o->length, &end) || end > INT64_MAX)
+		return -EUCLEAN;
+	return o->data_file ? add_extent(l, o, end) : add_inline(l, o, end);
+}
+
+static int load_rows(struct loader *l, uint64_t id)
+{
+	sqlite3_stmt *row;
+	int more;
+
+	for (more = wfs_db_first(l->db, WFS_Q_MANIFEST_LOAD, &row, "i", id); more > 0;
+		more = wfs_db_next(l->db, row)) {
+		struct wfs_object o = {
+			.id = (uint64_t)sqlite3_column_int64(row, 0),
+			.length = (uint64_t)sqlite3_column_int64(row, 1),
+			.data_file = (uint64_t)sqlite3_column_int64(row, 2),
+			.offset = (uint64_t)sqlite3_column_int64(row, 3),
+		};
+		int ret = add_object(l, &o);
+
+		if (ret) {
+			wfs_db_done(row);
+			return ret;
+		}
+	}
+	return more;
+}
+
+static int check_size(struct loader *l, uint64_t id)
+{
+	sqlite3_stmt *row;
+	uint64_t size;
+	int found = wfs_db_first(l->db, WFS_Q_MANIFEST_GET, &row, "i", id);
+
+	if (found <= 0)
+		return found < 0 ? found : -EUCLEAN;
+	size = (uint64_t)sqlite3_column_int64(row, 1);
+	wfs_db_done(row);
+	return size == l->c->size ? 0 : -EUCLEAN;
+}
+
+int wfs_content_load(struct wfs_db *db, struct wfs_datafiles *table, uint64_t id,
+	struct wfs_content **ret)
+{
+	struct loader l = { .db = db, .c = new_content(table, 0) };
+	int err;
+
+	if (!l.c)
+		return -ENOMEM;
+	l.c->manifest = id;
+	err = load_rows(&l, id);
+	if (err == 0)
+		err = check_size(&l, id);
+	fix_inline(l.c);
+	if (err) {
+		wfs_content_unref(l.c);
+		return err;
+	}
+	*ret = l.c;
+	return 0;
+}
+
+int wfs_content_of_object(struct wfs_db *db, struct wfs_datafiles *table,
+	const struct wfs_object *object, struct wfs_content **ret)
+{
+	struct loader l = { .db = db, .c = new_content(table, 0) };
+	int err;
+
+	if (!l.c)
+		return -ENOMEM;
+	err = add_object(&l, object);
+	fix_inline(l.c);
+	if (err)
+		wfs_content_unref(l.c);
+	else
+		*ret = l.c;
+	return err;
+}
+
+/* ---- reading ---- */
+
+int wfs_content_size(struct wfs_content *c, uint64_t *ret)
+{
+	struct stat st;
+	int fd;
+
+	if (!c->staging) {
+		*ret = c->size;
+		return 0;
+	}
+	fd = wfs_datafile_use(c->table, c->staging);
+	if (fd < 0)
+		return fd;
+	fd = fstat(fd, &st) != 0 ? -errno : 0;
+	wfs_datafile_unuse(c->table, c->staging);
+	if (fd == 0)
+		*ret = (uint64_t)st.st_size;
+	return fd;
+}
+
+/* The extent that holds `offset`, which is less than the size. */
+static size_t find_extent(const struct wfs_content *c, uint64_t offset)
+{
+	size_t low = 0, high = c->n;
+
+	while (high - low > 1) {
+		size_t mid = low + (high - low) / 2;
+
+		if (c->extents[mid].at <= offset)
+			low = mid;
+		else
+			high = mid;
+	}
+	return low;
+}
+
+static ssize_t read_staging(struct wfs_content *c, char *buf, size_t len, uint64_t offset)
+{
+	size_t done = 0;
+	int fd = wfs_datafile_use(c->table, c->staging);
+
+	if (fd < 0)
+		return fd;
+	while (done < len) {
+		ssize_t n = pread(fd, buf + done, len - done, (off_t)(offset + done));
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0 && done == 0) {
+			wfs_datafile_unuse(c->table, c->staging);
+			return -errno;
+		}
+		if (n <= 0)
+			break;
+		done += (size_t)n;
+	}
+	wfs_datafile_unuse(c->table, c->staging);
+	return (ssize_t)done;
+}
+
+static int read_extent(struct wfs_content *c, const struct wfs_extent *e, char *buf, size_t len,
+	uint64_t skip)
+{
+	int fd, ret;
+
+	if (!e->df) {
+		memcpy(buf, e->bytes + skip, len);
+		return 0;
+	}
+	fd = wfs_datafile_use(c->table, e->df);
+	if (fd < 0)
+		return fd;
+	ret = wfs_pread_all(fd, buf, len, e->offset + skip);
+	wfs_datafile_unuse(c->table, e->df);
+	return ret;
+}
+
+static ssize_t read_sealed(struct wfs_content *c, char *buf, size_t len, uint64_t offset)
+{
+	size_t done = 0;
+	size_t i;
+
+	if (offset >= c->size)
+		return 0;
+	len = WFS_MIN(len, c->size - offset);
+	for (i = find_extent(c, offset); done < len; i++) {
+		const struct wfs_extent *e = &c->extents[i];
+		uint64_t skip = offset + done - e->at;
+		size_t part = WFS_MIN(len - done, e->length - skip);
+		int ret = read_extent(c, e, buf + done, part, skip);
+
+		if (ret)
+			return ret;
+		done += part;
+	}
+	return (ssize_t)done;
+}
+
+ssize_t wfs_content_read(struct wfs_content *c, void *buf, size_t len, uint64_t offset)
+{
+	if (offset > INT64_MAX - len)
+		return offset > INT64_MAX ? -EINVAL : 0;
+	return c->staging ? read_staging(c, buf, len, offset) : read_sealed(c, buf, len, offset);
+}
+
+/* lseek within [from, from + length) of a data file: relative place, or -1 if all is the other kind. */
+static int64_t seek_in_file(struct wfs_content *c, struct wfs_datafile *df, uint64_t from,
+	uint64_t length, int whence)
+{
+	int fd = wfs_datafile_use(c->table, df);
+	off_t found;
+
+	if (fd < 0)
+		return fd;
+	found = lseek(fd, (off_t)from, whence);
+	if (found < 0)
+		found = errno == ENXIO ? (off_t)(from + length) : -errno;
+	wfs_datafile_unuse(c->table, df);
+	if (found < 0)
+		return found;
+	return (int64_t)WFS_MIN((uint64_t)found - from, length);
+}
+
+static int64_t seek_staging(struct wfs_content *c, uint64_t offset, int whence)
+{
+	int fd = wfs_datafile_use(c->table, c->staging);
+	int64_t found;
+
+	if (fd < 0)
+		return fd;
+	found = lseek(fd, (off_t)offset, whence);
+	if (found < 0)
+		found = -errno;
+	wfs_datafile_unuse(c->table, c->staging);
+	return found;
+}
+
+static int64_t seek_sealed(struct wfs_content *c, uint64_t offset, int whence)
+{
+	for (size_t i = find_extent(c, offset); i < c->n; i++) {
+		const struct wfs_extent *e = &c->extents[i];
+		uint64_t skip = offset > e->at ? offset - e->at : 0;
+		int64_t found;
+
+		if (!e->df)
+			found = whence == SEEK_DATA ? 0 : (int64_t)(e->length - skip);
+		else
+			found = seek_in_file(c, e->df, e->offset + skip, e->length - skip, whence);
+		if (found < 0)
+			return found;
+		if ((uint64_t)found < e->length - skip)
+			return (int64_t)(e->at + skip) + found;
+	}
+	return whence == SEEK_HOLE ? (int64_t)c->size : -ENXIO;
+}
+
+int64_t wfs_content_seek(struct wfs_content *c, uint64_t offset, int whence)
+{
+	if (offset > INT64_MAX)
+		return -ENXIO;
+	if (c->staging)
+		return seek_staging(c, offset, whence);
+	return offset >= c->size ? -ENXIO : seek_sealed(c, offset, whence);
+}

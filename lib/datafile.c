@@ -1,0 +1,343 @@
+#include "lib/datafile.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+void wfs_datafiles_init(struct wfs_datafiles *t, int data_fd, bool read_only, unsigned max_open)
+{
+	memset(t, 0, sizeof(*t));
+	t->data_fd = data_fd;
+	t->read_only = read_only;
+	t->max_open = max_open;
+	pthread_mutex_init(&t->lock, NULL);
+}
+
+static struct wfs_datafile **bucket_of(struct wfs_datafiles *t, uint64_t id)
+{
+	return &t->buckets[id % WFS_DATAFILE_BUCKETS];
+}
+
+/* ---- the list of idle open files ---- */
+
+static void idle_remove(struct wfs_datafiles *t, struct wfs_datafile *df)
+{
+	*(df->newer ? &df->newer->older : &t->newest) = df->older;
+	*(df->older ? &df->older->newer : &t->oldest) = df->newer;
+	df->newer = df->older = NULL;
+}
+
+static void idle_add(struct wfs_datafiles *t, struct wfs_datafile *df)
+{
+	df->newer = NULL;
+	df->older = t->newest;
+	*(t->newest ? &t->newest->newer : &t->oldest) = df;
+	t->newest = df;
+}
+
+static bool is_idle(const struct wfs_datafile *df)
+{
+	return df->fd >= 0 && df->users == 0;
+}
+
+/* Take the descriptor out; the caller closes it after unlocking. */
+static int take_fd(struct wfs_datafiles *t, struct wfs_datafile *df)
+{
+	int fd = df->fd;
+
+	if (is_idle(df))
+		idle_remove(t, df);
+	if (fd >= 0)
+		t->n_open--;
+	df->fd = -1;
+	return fd;
+}
+
+static void close_fd(int fd)
+{
+	if (fd >= 0)
+		close(fd);
+}
+
+void wfs_datafiles_release(struct wfs_datafiles *t)
+{
+	for (size_t i = 0; i < WFS_DATAFILE_BUCKETS; i++) {
+		while (t->buckets[i]) {
+			struct wfs_datafile *df = t->buckets[i];
+
+			t->buckets[i] = df->next;
+			close_fd(df->fd);
+			free(df);
+		}
+	}
+	close_fd(t->data_fd);
+	pthread_mutex_destroy(&t->lock);
+}
+
+/* ---- names ---- */
+
+static void relative_path(uint64_t id, char buf[WFS_DATAFILE_PATH_SIZE])
+{
+	snprintf(buf, WFS_DATAFILE_PATH_SIZE, "%02x/%016" PRIx64, (unsigned)(id & 0xff), id);
+}
+
+void wfs_datafile_path(uint64_t id, char buf[WFS_DATAFILE_PATH_SIZE])
+{
+	snprintf(buf, WFS_DATAFILE_PATH_SIZE, "data/%02x/%016" PRIx64, (unsigned)(id & 0xff), id);
+}
+
+int wfs_datafile_create(struct wfs_datafiles *t, uint64_t id)
+{
+	char path[WFS_DATAFILE_PATH_SIZE];
+	int fd;
+
+	relative_path(id, path);
+	fd = openat(t->data_fd, path, O_RDWR | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600);
+	if (fd < 0)
+		return -errno;
+	close(fd);
+	return 0;
+}
+
+int wfs_datafile_remove(struct wfs_datafiles *t, uint64_t id)
+{
+	char path[WFS_DATAFILE_PATH_SIZE];
+
+	relative_path(id, path);
+	return unlinkat(t->data_fd, path, 0) != 0 && errno != ENOENT ? -errno : 0;
+}
+
+int wfs_datafile_stat(struct wfs_datafiles *t, uint64_t id, struct stat *ret)
+{
+	char path[WFS_DATAFILE_PATH_SIZE];
+
+	relative_path(id, path);
+	return fstatat(t->data_fd, path, ret, AT_SYMLINK_NOFOLLOW) != 0 ? -errno : 0;
+}
+
+int wfs_datafile_utimens(struct wfs_datafiles *t, uint64_t id, const struct timespec times[2])
+{
+	char path[WFS_DATAFILE_PATH_SIZE];
+
+	relative_path(id, path);
+	return utimensat(t->data_fd, path, times, AT_SYMLINK_NOFOLLOW) != 0 ? -errno : 0;
+}
+
+/* ---- references ---- */
+
+struct wfs_datafile *wfs_datafile_get(struct wfs_datafiles *t, uint64_t id)
+{
+	struct wfs_datafile **head = bucket_of(t, id);
+	struct wfs_datafile *df;
+
+	pthread_mutex_lock(&t->lock);
+	for (df = *head; df && df->id != id; df = df->next)
+		;
+	if (!df) {
+		df = calloc(1, sizeof(*df));
+		if (df) {
+			df->id = id;
+			df->fd = -1;
+			df->next = *head;
+			*head = df;
+		}
+	}
+	if (df)
+		df->refs++;
+	pthread_mutex_unlock(&t->lock);
+	return df;
+}
+
+struct wfs_datafile *wfs_datafile_ref(struct wfs_datafiles *t, struct wfs_datafile *df)
+{
+	pthread_mutex_lock(&t->lock);
+	df->refs++;
+	pthread_mutex_unlock(&t->lock);
+	return df;
+}
+
+void wfs_datafile_unref(struct wfs_datafiles *t, struct wfs_datafile *df)
+{
+	struct wfs_datafile **p = bucket_of(t, df->id);
+	int fd = -1;
+
+	pthread_mutex_lock(&t->lock);
+	if (--df->refs > 0)
+		df = NULL;
+	if (df) {
+		assert(df->users == 0);
+		fd = take_fd(t, df);
+		while (*p != df)
+			p = &(*p)->next;
+		*p = df->next;
+	}
+	pthread_mutex_unlock(&t->lock);
+	close_fd(fd);
+	free(df);
+}
+
+/* ---- descriptors ---- */
+
+static int open_file(struct wfs_datafiles *t, uint64_t id)
+{
+	char path[WFS_DATAFILE_PATH_SIZE];
+	int fd;
+
+	relative_path(id, path);
+	fd = openat(t->data_fd, path,
+		(t->read_only ? O_RDONLY : O_RDWR) | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+	return fd < 0 ? -errno : fd;
+}
+
+/* Close the file that was not used for the longest time, if there are too many. */
+static int evict(struct wfs_datafiles *t)
+{
+	return t->n_open > t->max_open && t->oldest ? take_fd(t, t->oldest) : -1;
+}
+
+int wfs_datafile_use(struct wfs_datafiles *t, struct wfs_datafile *df)
+{
+	int fd, spare = -1;
+
+	pthread_mutex_lock(&t->lock);
+	if (df->fd < 0) {
+		/* open(2) is no I/O on data; under the lock nobody opens it twice. */
+		fd = open_file(t, df->id);
+		if (fd == -EMFILE && t->oldest) {
+			close_fd(take_fd(t, t->oldest));
+			fd = open_file(t, df->id);
+		}
+		if (fd >= 0) {
+			df->fd = fd;
+			t->n_open++;
+			spare = evict(t);
+		}
+	} else {
+		fd = df->fd;
+		if (df->users == 0)
+			idle_remove(t, df);
+	}
+	if (fd >= 0)
+		df->users++;
+	pthread_mutex_unlock(&t->lock);
+	close_fd(spare);
+	return fd;
+}
+
+void wfs_datafile_unuse(struct wfs_datafiles *t, struct wfs_datafile *df)
+{
+	int spare = -1;
+
+	pthread_mutex_lock(&t->lock);
+	if (--df->users == 0) {
+		idle_add(t, df);
+		spare = evict(t);
+	}
+	pthread_mutex_unlock(&t->lock);
+	close_fd(spare);
+}
+
+/* ---- the collector ---- */
+
+bool wfs_datafile_begin_collect(struct wfs_datafiles *t, struct wfs_datafile *df)
+{
+	bool ok;
+
+	pthread_mutex_lock(&t->lock);
+	ok = df->refs == 1;
+	if (ok)
+		df->collecting = true;
+	pthread_mutex_unlock(&t->lock);
+	return ok;
+}
+
+void wfs_datafile_end_collect(struct wfs_datafiles *t, struct wfs_datafile *df)
+{
+	pthread_mutex_lock(&t->lock);
+	df->collecting = false;
+	pthread_mutex_unlock(&t->lock);
+}
+
+bool wfs_datafile_is_collecting(struct wfs_datafiles *t, struct wfs_datafile *df)
+{
+	bool collecting;
+
+	pthread_mutex_lock(&t->lock);
+	collecting = df->collecting;
+	pthread_mutex_unlock(&t->lock);
+	return collecting;
+}
+
+/* ---- bytes ---- */
+
+static int sync_dir_of(struct wfs_datafiles *t, uint64_t id)
+{
+	char name[8];
+	WFS_AUTO_CLOSE int fd = -1;
+
+	snprintf(name, sizeof(name), "%02x", (unsigned)(id & 0xff));
+	fd = openat(t->data_fd, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	return fd < 0 || fsync(fd) != 0 ? -errno : 0;
+}
+
+int wfs_datafile_sync(struct wfs_datafiles *t, struct wfs_datafile *df)
+{
+	bool dir_synced;
+	int ret = 0;
+	int fd = wfs_datafile_use(t, df);
+
+	if (fd < 0)
+		return fd;
+	if (fdatasync(fd) != 0)
+		ret = -errno;
+	wfs_datafile_unuse(t, df);
+
+	pthread_mutex_lock(&t->lock);
+	dir_synced = df->dir_synced;
+	pthread_mutex_unlock(&t->lock);
+	if (ret || dir_synced)
+		return ret;
+	ret = sync_dir_of(t, df->id);
+	pthread_mutex_lock(&t->lock);
+	df->dir_synced = df->dir_synced || ret == 0;
+	pthread_mutex_unlock(&t->lock);
+	return ret;
+}
+
+int wfs_pread_all(int fd, void *buf, size_t len, uint64_t offset)
+{
+	char *p = buf;
+
+	while (len > 0) {
+		ssize_t n = pread(fd, p, len, (off_t)offset);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			return n < 0 ? -errno : -EIO;
+		p += n;
+		offset += (uint64_t)n;
+		len -= (size_t)n;
+	}
+	return 0;
+}
+
+ssize_t wfs_pwrite_some(int fd, const void *buf, size_t len, uint64_t offset)
+{
+	size_t done = 0;
+
+	while (done < len) {
+		ssize_t n = pwrite(fd, (const char *)buf + done, len - done,
+			(off_t)(offset + done));
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0)
+			return done ? (ssize_t)done : -errno;
+		done += (size_t)n;
+	}
+	return (ssize_t)done;
+}

@@ -1,0 +1,95 @@
+/*
+ * datafile.h - data/xx/ID: create, open with few descriptors, sync, punch.
+ *
+ * One struct wfs_datafile exists for each data file that somebody refers to;
+ * its descriptor is opened at the first use and closed again, least recently
+ * used first, when too many are open. The rows of table data_file are not
+ * looked at here.
+ *
+ * A reference says that somebody has the file open, in the sense of DESIGN §4:
+ * while there is one, nothing is punched out of the file and it is not removed.
+ * The collector in turn marks a file while it is at it, so that no unseal takes
+ * it as staging meanwhile.
+ *
+ * Lock: the table's, the last of all; never held across a system call on data.
+ */
+#ifndef WFS_DATAFILE_H
+#define WFS_DATAFILE_H
+
+#include <pthread.h>
+#include <sys/stat.h>
+
+#include "lib/base.h"
+#include "lib/err.h"
+
+#define WFS_DATAFILE_BUCKETS 4096
+
+struct wfs_datafile {
+	uint64_t id; /* constant */
+	/* under the table's lock */
+	struct wfs_datafile *next;           /* in its bucket */
+	struct wfs_datafile *newer, *older;  /* open and not in use, by time of use */
+	unsigned refs;
+	unsigned users;  /* who use the descriptor now */
+	int fd;          /* -1: not open */
+	bool collecting;
+	bool dir_synced; /* its directory entry is known to be durable */
+};
+
+struct wfs_datafiles {
+	int data_fd; /* descriptor of STORE/data */
+	bool read_only;
+	pthread_mutex_t lock;
+	/* under lock */
+	struct wfs_datafile *buckets[WFS_DATAFILE_BUCKETS];
+	struct wfs_datafile *newest, *oldest; /* idle open ones */
+	unsigned n_open, max_open;
+};
+
+/* `data_fd` becomes the table's. max_open: descriptors that may stay open idle. */
+void wfs_datafiles_init(struct wfs_datafiles *t, int data_fd, bool read_only, unsigned max_open);
+void wfs_datafiles_release(struct wfs_datafiles *t);
+
+/* data/xx/ID in `buf`, relative to the store. */
+#define WFS_DATAFILE_PATH_SIZE 32
+void wfs_datafile_path(uint64_t id, char buf[WFS_DATAFILE_PATH_SIZE]);
+
+/*
+ * Make the file of a new id, empty. A file that is there already was left by a
+ * crash before its row was committed, and is emptied.
+ */
+int wfs_datafile_create(struct wfs_datafiles *t, uint64_t id);
+
+/* Remove the file; a missing one is success. */
+int wfs_datafile_remove(struct wfs_datafiles *t, uint64_t id);
+
+/* A reference; the file itself is opened later. NULL: out of memory. */
+struct wfs_datafile *wfs_datafile_get(struct wfs_datafiles *t, uint64_t id);
+struct wfs_datafile *wfs_datafile_ref(struct wfs_datafiles *t, struct wfs_datafile *df);
+void wfs_datafile_unref(struct wfs_datafiles *t, struct wfs_datafile *df);
+
+/* A descriptor to use until wfs_datafile_unuse; or -errno. */
+int wfs_datafile_use(struct wfs_datafiles *t, struct wfs_datafile *df);
+void wfs_datafile_unuse(struct wfs_datafiles *t, struct wfs_datafile *df);
+
+/*
+ * Mark the file until end_collect; false, and nothing is marked, if anybody but
+ * the caller has a reference.
+ */
+bool wfs_datafile_begin_collect(struct wfs_datafiles *t, struct wfs_datafile *df);
+void wfs_datafile_end_collect(struct wfs_datafiles *t, struct wfs_datafile *df);
+/* Once false, it stays so for as long as the caller keeps its reference. */
+bool wfs_datafile_is_collecting(struct wfs_datafiles *t, struct wfs_datafile *df);
+
+/* fdatasync, and of the directory if the file is new. */
+int wfs_datafile_sync(struct wfs_datafiles *t, struct wfs_datafile *df);
+
+int wfs_datafile_stat(struct wfs_datafiles *t, uint64_t id, struct stat *ret);
+/* Set times as utimensat(2) does. */
+int wfs_datafile_utimens(struct wfs_datafiles *t, uint64_t id, const struct timespec times[2]);
+
+/* pread/pwrite all of `len`; -EIO at an early end. Interrupted and short calls go on. */
+int wfs_pread_all(int fd, void *buf, size_t len, uint64_t offset);
+ssize_t wfs_pwrite_some(int fd, const void *buf, size_t len, uint64_t offset);
+
+#endif

@@ -1,0 +1,524 @@
+#include "lib/db.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "schema_sql.h"
+
+static int errno_of(int code)
+{
+	switch (code & 0xff) {
+	case SQLITE_FULL:
+		return -ENOSPC;
+	case SQLITE_NOMEM:
+		return -ENOMEM;
+	case SQLITE_READONLY:
+	case SQLITE_PERM:
+		return -EROFS;
+	case SQLITE_BUSY:
+	case SQLITE_LOCKED:
+		return -EBUSY;
+	case SQLITE_CORRUPT:
+	case SQLITE_NOTADB:
+		return -EUCLEAN;
+	case SQLITE_TOOBIG:
+		return -E2BIG;
+	default:
+		return -EIO;
+	}
+}
+
+int wfs_db_error(struct wfs_db *db, int code, const char *what)
+{
+	int ret = errno_of(code);
+	char line[400];
+
+	if (db->log) {
+		snprintf(line, sizeof(line), "database: %s: %s (%d)%s", what,
+			db->handle ? sqlite3_errmsg(db->handle) : sqlite3_errstr(code),
+			db->handle ? sqlite3_extended_errcode(db->handle) : code,
+			ret == -EUCLEAN ? "; unmount and run weightfs fsck" : "");
+		db->log(db->log_ctx, line);
+	}
+	return ret;
+}
+
+/* ---- statements ---- */
+
+static int get_stmt(struct wfs_db *db, enum wfs_query q, sqlite3_stmt **ret)
+{
+	if (!db->stmts[q]) {
+		int code = sqlite3_prepare_v3(db->handle, wfs_query_sql(q), -1,
+			SQLITE_PREPARE_PERSISTENT, &db->stmts[q], NULL);
+
+		if (code != SQLITE_OK)
+			return wfs_db_error(db, code, wfs_query_sql(q));
+	}
+	*ret = db->stmts[q];
+	return 0;
+}
+
+static int bind_one(sqlite3_stmt *stmt, int at, char type, va_list *ap)
+{
+	switch (type) {
+	case 'i':
+		return sqlite3_bind_int64(stmt, at, va_arg(*ap, int64_t));
+	case 'o': {
+		int64_t v = va_arg(*ap, int64_t);
+
+		return v ? sqlite3_bind_int64(stmt, at, v) : sqlite3_bind_null(stmt, at);
+	}
+	case 'b': {
+		const void *p = va_arg(*ap, const void *);
+		size_t len = va_arg(*ap, size_t);
+
+		return p ? sqlite3_bind_blob64(stmt, at, p, len, SQLITE_STATIC)
+			 : sqlite3_bind_null(stmt, at);
+	}
+	case 't':
+		return sqlite3_bind_text(stmt, at, va_arg(*ap, const char *), -1, SQLITE_STATIC);
+	default:
+		assert(!"unknown bind type");
+		return SQLITE_MISUSE;
+	}
+}
+
+static int prepare(struct wfs_db *db, enum wfs_query q, sqlite3_stmt **ret, const char *types,
+	va_list *ap)
+{
+	int code = SQLITE_OK;
+	int err = get_stmt(db, q, ret);
+
+	if (err)
+		return err;
+	for (int i = 0; types[i] && code == SQLITE_OK; i++)
+		code = bind_one(*ret, i + 1, types[i], ap);
+	if (code == SQLITE_OK)
+		return 0;
+	wfs_db_done(*ret);
+	return wfs_db_error(db, code, wfs_query_sql(q));
+}
+
+void wfs_db_done(sqlite3_stmt *stmt)
+{
+	sqlite3_reset(stmt);
+	sqlite3_clear_bindings(stmt);
+}
+
+int wfs_db_next(struct wfs_db *db, sqlite3_stmt *stmt)
+{
+	int code = sqlite3_step(stmt);
+	int ret;
+
+	if (code == SQLITE_ROW)
+		return 1;
+	ret = code == SQLITE_DONE ? 0 : wfs_db_error(db, code, sqlite3_sql(stmt));
+	wfs_db_done(stmt);
+	return ret;
+}
+
+int wfs_db_run(struct wfs_db *db, enum wfs_query q, const char *types, ...)
+{
+	sqlite3_stmt *stmt;
+	va_list ap;
+	int ret;
+
+	va_start(ap, types);
+	ret = prepare(db, q, &stmt, types, &ap);
+	va_end(ap);
+	if (ret)
+		return ret;
+	do
+		ret = wfs_db_next(db, stmt);
+	while (ret > 0);
+	return ret;
+}
+
+int wfs_db_first(struct wfs_db *db, enum wfs_query q, sqlite3_stmt **ret, const char *types, ...)
+{
+	va_list ap;
+	int err;
+
+	va_start(ap, types);
+	err = prepare(db, q, ret, types, &ap);
+	va_end(ap);
+	return err ? err : wfs_db_next(db, *ret);
+}
+
+int wfs_db_number(struct wfs_db *db, enum wfs_query q, uint64_t *ret, const char *types, ...)
+{
+	sqlite3_stmt *stmt;
+	va_list ap;
+	int found;
+
+	va_start(ap, types);
+	found = prepare(db, q, &stmt, types, &ap);
+	va_end(ap);
+	if (found == 0)
+		found = wfs_db_next(db, stmt);
+	if (found <= 0)
+		return found;
+	found = sqlite3_column_type(stmt, 0) != SQLITE_NULL;
+	*ret = (uint64_t)sqlite3_column_int64(stmt, 0);
+	wfs_db_done(stmt);
+	return found;
+}
+
+uint64_t wfs_db_insert_id(struct wfs_db *db)
+{
+	return (uint64_t)sqlite3_last_insert_rowid(db->handle);
+}
+
+int wfs_db_changes(struct wfs_db *db)
+{
+	return sqlite3_changes(db->handle);
+}
+
+/* ---- transactions ---- */
+
+static int begin(struct wfs_db *db, const char *sql)
+{
+	int code;
+
+	pthread_mutex_lock(&db->lock);
+	code = sqlite3_exec(db->handle, sql, NULL, NULL, NULL);
+	if (code == SQLITE_OK) {
+		db->in_transaction = true;
+		return 0;
+	}
+	code = wfs_db_error(db, code, sql);
+	pthread_mutex_unlock(&db->lock);
+	return code;
+}
+
+int wfs_db_begin(struct wfs_db *db)
+{
+	return begin(db, "BEGIN IMMEDIATE");
+}
+
+int wfs_db_begin_read(struct wfs_db *db)
+{
+	/* The only writer is this process, and it holds the lock. */
+	if (!db->read_only) {
+		pthread_mutex_lock(&db->lock);
+		return 0;
+	}
+	return begin(db, "BEGIN");
+}
+
+int wfs_db_end(struct wfs_db *db, int ret)
+{
+	int code = SQLITE_OK;
+
+	if (db->in_transaction && ret >= 0) {
+		code = sqlite3_exec(db->handle, "COMMIT", NULL, NULL, NULL);
+		if (code == SQLITE_OK)
+			db->commits++;
+		else
+			ret = wfs_db_error(db, code, "commit");
+	}
+	/* SQLite rolls back by itself after some errors. */
+	if (db->in_transaction && ret < 0 && !sqlite3_get_autocommit(db->handle))
+		sqlite3_exec(db->handle, "ROLLBACK", NULL, NULL, NULL);
+	db->in_transaction = false;
+	pthread_mutex_unlock(&db->lock);
+	return ret;
+}
+
+int wfs_db_sync(struct wfs_db *db)
+{
+	uint64_t commits;
+	int ret = 0;
+
+	pthread_mutex_lock(&db->lock);
+	commits = db->commits;
+	pthread_mutex_unlock(&db->lock);
+
+	pthread_mutex_lock(&db->sync_lock);
+	if (db->synced < commits) {
+		if (fdatasync(db->wal_fd) == 0)
+			db->synced = commits;
+		else
+			ret = -errno;
+	}
+	pthread_mutex_unlock(&db->sync_lock);
+	return ret;
+}
+
+int wfs_db_checkpoint(struct wfs_db *db, int min_pages)
+{
+	int code = SQLITE_OK;
+
+	pthread_mutex_lock(&db->lock);
+	if (db->wal_pages >= min_pages) {
+		code = sqlite3_wal_checkpoint_v2(db->handle, NULL, SQLITE_CHECKPOINT_PASSIVE, NULL,
+			NULL);
+		if (code == SQLITE_OK)
+			db->wal_pages = 0;
+	}
+	pthread_mutex_unlock(&db->lock);
+	/* A reader in another process may hold it up; the next call tries again. */
+	return code == SQLITE_OK || code == SQLITE_BUSY ? 0 : wfs_db_error(db, code, "checkpoint");
+}
+
+/* ---- opening ---- */
+
+static const struct wfs_db_migration migrations[] = {
+	{ 0, NULL }, /* none yet: version 1 is the first */
+};
+
+static int exec_step(sqlite3 *handle, const struct wfs_db_migration *step)
+{
+	char version[64];
+	int code = sqlite3_exec(handle, "BEGIN EXCLUSIVE", NULL, NULL, NULL);
+
+	if (code != SQLITE_OK)
+		return code;
+	snprintf(version, sizeof(version), "PRAGMA user_version = %u", step->to);
+	code = sqlite3_exec(handle, step->sql, NULL, NULL, NULL);
+	if (code == SQLITE_OK)
+		code = sqlite3_exec(handle, version, NULL, NULL, NULL);
+	if (code == SQLITE_OK)
+		code = sqlite3_exec(handle, "COMMIT", NULL, NULL, NULL);
+	if (code != SQLITE_OK)
+		sqlite3_exec(handle, "ROLLBACK", NULL, NULL, NULL);
+	return code;
+}
+
+int wfs_db_migrate(sqlite3 *handle, unsigned have, unsigned want,
+	const struct wfs_db_migration *steps, size_t n, struct wfs_err *err)
+{
+	while (have < want) {
+		const struct wfs_db_migration *step = NULL;
+		int code;
+
+		for (size_t i = 0; i < n; i++)
+			if (steps[i].to == have + 1 && steps[i].sql)
+				step = &steps[i];
+		if (!step)
+			break;
+		code = exec_step(handle, step);
+		if (code != SQLITE_OK)
+			return wfs_err_set(err, errno_of(code), "store-migration", WFS_NO_OFFSET,
+				"the store could not be brought from format %u to %u: %s; "
+				"it is as it was", have, step->to, sqlite3_errmsg(handle));
+		have = step->to;
+	}
+	if (have != want)
+		return wfs_err_set(err, -EPROTONOSUPPORT, "store-version", WFS_NO_OFFSET,
+			"the store has format version %u; this weightfs knows version %u", have, want);
+	return 0;
+}
+
+static int pragma_number(sqlite3 *handle, const char *sql, int64_t *ret)
+{
+	sqlite3_stmt *stmt = NULL;
+	int code = sqlite3_prepare_v2(handle, sql, -1, &stmt, NULL);
+
+	if (code == SQLITE_OK)
+		code = sqlite3_step(stmt);
+	if (code == SQLITE_ROW) {
+		*ret = sqlite3_column_int64(stmt, 0);
+		code = SQLITE_OK;
+	}
+	sqlite3_finalize(stmt);
+	return code;
+}
+
+static int open_failed(struct wfs_db *db, int code, struct wfs_err *err)
+{
+	int ret = errno_of(code);
+	const char *why = db->handle ? sqlite3_errmsg(db->handle) : sqlite3_errstr(code);
+
+	if ((code & 0xff) == SQLITE_NOTADB)
+		return wfs_err_set(err, -EINVAL, "not-a-store", WFS_NO_OFFSET,
+			"%s is not a weightfs database: %s", db->path, why);
+	if (ret == -EUCLEAN)
+		return wfs_err_set(err, ret, "store-damaged", WFS_NO_OFFSET,
+			"%s is damaged: %s; run weightfs fsck", db->path, why);
+	return wfs_err_set(err, ret, "io", WFS_NO_OFFSET, "%s: %s", db->path, why);
+}
+
+/*
+ * A reader of a log needs to write the shared-memory file beside it. Where it
+ * may not (a store on read-only media) and there is no log, the database file
+ * alone is the whole truth.
+ */
+static int open_handle(struct wfs_db *db, bool create)
+{
+	int flags = SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_EXRESCODE | SQLITE_OPEN_URI;
+	char *uri;
+	int code;
+
+	if (!db->read_only)
+		flags |= SQLITE_OPEN_READWRITE | (create ? SQLITE_OPEN_CREATE : 0);
+	else
+		flags |= SQLITE_OPEN_READONLY;
+	code = sqlite3_open_v2(db->path, &db->handle, flags, NULL);
+	if (code != SQLITE_OK || !db->read_only)
+		return code;
+	code = sqlite3_exec(db->handle, "SELECT 1 FROM sqlite_schema", NULL, NULL, NULL);
+	if ((code & 0xff) != SQLITE_CANTOPEN && (code & 0xff) != SQLITE_READONLY)
+		return SQLITE_OK;
+	sqlite3_close(db->handle);
+	db->handle = NULL;
+	uri = sqlite3_mprintf("file:%w?immutable=1", db->path);
+	if (!uri)
+		return SQLITE_NOMEM;
+	code = sqlite3_open_v2(uri, &db->handle, flags, NULL);
+	sqlite3_free(uri);
+	return code;
+}
+
+static int create_schema(struct wfs_db *db)
+{
+	char sql[160];
+	int code = sqlite3_exec(db->handle, "BEGIN EXCLUSIVE", NULL, NULL, NULL);
+
+	if (code == SQLITE_OK)
+		code = sqlite3_exec(db->handle, wfs_schema_sql, NULL, NULL, NULL);
+	snprintf(sql, sizeof(sql), "PRAGMA application_id = %d; PRAGMA user_version = %d; COMMIT",
+		WFS_DB_APPLICATION_ID, WFS_DB_VERSION);
+	if (code == SQLITE_OK)
+		code = sqlite3_exec(db->handle, sql, NULL, NULL, NULL);
+	return code;
+}
+
+static int check_version(struct wfs_db *db, struct wfs_err *err)
+{
+	int64_t app = 0, version = 0;
+	int code = pragma_number(db->handle, "PRAGMA application_id", &app);
+
+	if (code == SQLITE_OK)
+		code = pragma_number(db->handle, "PRAGMA user_version", &version);
+	if (code != SQLITE_OK)
+		return open_failed(db, code, err);
+	if (app != WFS_DB_APPLICATION_ID)
+		return wfs_err_set(err, -EINVAL, "not-a-store", WFS_NO_OFFSET,
+			"%s is an SQLite database, but not of weightfs", db->path);
+	if (version < 1 || version > UINT32_MAX)
+		version = 0;
+	if (version == WFS_DB_VERSION)
+		return 0;
+	if (db->read_only || version > WFS_DB_VERSION)
+		return wfs_db_migrate(db->handle, (unsigned)version, WFS_DB_VERSION, NULL, 0, err);
+	return wfs_db_migrate(db->handle, (unsigned)version, WFS_DB_VERSION, migrations,
+		WFS_ARRAY_SIZE(migrations), err);
+}
+
+static int count_pages(void *ctx, sqlite3 *handle, const char *name, int pages)
+{
+	struct wfs_db *db = ctx;
+
+	(void)handle;
+	(void)name;
+	db->wal_pages = pages;
+	return SQLITE_OK;
+}
+
+static int set_pragmas(struct wfs_db *db)
+{
+	/* Pages are read from disks that others may have written to: no trust. */
+	int code = sqlite3_exec(db->handle,
+		"PRAGMA trusted_schema = OFF; PRAGMA cell_size_check = ON;"
+		"PRAGMA temp_store = MEMORY; PRAGMA cache_size = -16384;",
+		NULL, NULL, NULL);
+
+	sqlite3_db_config(db->handle, SQLITE_DBCONFIG_DEFENSIVE, 1, NULL);
+	sqlite3_busy_timeout(db->handle, 10000);
+	if (code != SQLITE_OK || db->read_only)
+		return code;
+	/* In place of SQLite's own checkpoints: this hook is where they would start. */
+	sqlite3_wal_hook(db->handle, count_pages, db);
+	return sqlite3_exec(db->handle,
+		"PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;"
+		"PRAGMA journal_size_limit = 67108864;",
+		NULL, NULL, NULL);
+}
+
+/* The log exists only after the first write; our descriptor of it is for fdatasync. */
+static int open_wal(struct wfs_db *db, struct wfs_err *err)
+{
+	WFS_AUTO_FREE char *path = NULL;
+	int64_t clean = 0;
+	int code;
+
+	pragma_number(db->handle, "SELECT value FROM meta WHERE key = 'clean'", &clean);
+	db->was_clean = clean == 1;
+	code = sqlite3_exec(db->handle,
+		"BEGIN IMMEDIATE; INSERT OR REPLACE INTO meta (key, value) VALUES ('clean', 0);"
+		"COMMIT", NULL, NULL, NULL);
+
+	if (code != SQLITE_OK)
+		return open_failed(db, code, err);
+	db->commits++;
+	if (asprintf(&path, "%s-wal", db->path) < 0)
+		return -ENOMEM;
+	db->wal_fd = open(path, O_RDWR | O_CLOEXEC);
+	if (db->wal_fd < 0)
+		return wfs_err_errno(err, -errno, "%s", path);
+	return 0;
+}
+
+static int open_all(struct wfs_db *db, bool create, struct wfs_err *err)
+{
+	int code = open_handle(db, create);
+	int ret;
+
+	if (code == SQLITE_OK && create)
+		code = create_schema(db);
+	if (code != SQLITE_OK)
+		return open_failed(db, code, err);
+	ret = check_version(db, err);
+	if (ret)
+		return ret;
+	code = set_pragmas(db);
+	if (code != SQLITE_OK)
+		return open_failed(db, code, err);
+	return db->read_only ? 0 : open_wal(db, err);
+}
+
+int wfs_db_open(struct wfs_db *db, const char *dir, bool read_only, bool create,
+	struct wfs_err *err)
+{
+	int ret;
+
+	memset(db->stmts, 0, sizeof(db->stmts));
+	db->handle = NULL;
+	db->commits = 0;
+	db->wal_pages = 0;
+	db->synced = 0;
+	db->in_transaction = false;
+	db->read_only = read_only;
+	db->wal_fd = -1;
+	pthread_mutex_init(&db->lock, NULL);
+	pthread_mutex_init(&db->sync_lock, NULL);
+	if (asprintf(&db->path, "%s/weightfs.db", dir) < 0) {
+		db->path = NULL;
+		ret = -ENOMEM;
+	} else {
+		ret = open_all(db, create, err);
+	}
+	if (ret)
+		wfs_db_close(db);
+	return ret;
+}
+
+void wfs_db_close(struct wfs_db *db)
+{
+	for (size_t i = 0; i < WFS_QUERY_COUNT; i++)
+		sqlite3_finalize(db->stmts[i]);
+	sqlite3_close(db->handle);
+	if (db->wal_fd >= 0)
+		close(db->wal_fd);
+	free(db->path);
+	pthread_mutex_destroy(&db->lock);
+	pthread_mutex_destroy(&db->sync_lock);
+	db->handle = NULL;
+	db->path = NULL;
+}

@@ -1,0 +1,65 @@
+/*
+ * file_priv.h - struct wfs_file, for lib/file.c, unseal.c, clone.c and seal.c.
+ *
+ * The content of a file changes hands (staging ↔ sealed) only in the way that
+ * wfs_file_begin_change and wfs_file_end_change bracket: one thread at a time,
+ * others wait, f->lock is not held meanwhile.
+ */
+#ifndef WFS_FILE_PRIV_H
+#define WFS_FILE_PRIV_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "lib/content.h"
+#include "lib/file.h"
+#include "lib/store_priv.h"
+
+struct wfs_file {
+	struct wfs_store *store; /* constant */
+	uint64_t ino;            /* constant */
+
+	/* under store->files_lock */
+	struct wfs_file *next;
+	unsigned refs;
+
+	pthread_mutex_t lock;
+	/* under lock */
+	pthread_cond_t changed;      /* loaded or changing became different */
+	struct wfs_content *content; /* NULL until loaded */
+	unsigned writers;            /* handles that may write, and operations that do */
+	bool changing;               /* its content is being replaced */
+	bool sealing;                /* a seal is at work */
+
+	atomic_bool stop_seal; /* set by writers, read by the seal between two reads */
+};
+
+/* The content as it is now, with a reference. */
+struct wfs_content *wfs_file_content(struct wfs_file *f);
+
+/* Wait until nobody else changes the content, then be the one who does. */
+void wfs_file_begin_change(struct wfs_file *f);
+/* `content` (taken over; NULL: as it was) is the new one. */
+void wfs_file_end_change(struct wfs_file *f, struct wfs_content *content);
+
+/*
+ * Make the file dirty if it is sealed, with at least its first `keep` bytes,
+ * and return its staging content with a reference. The caller counts as a
+ * writer. 0 or -errno, the file then being as it was.
+ */
+int wfs_file_staging(struct wfs_file *f, uint64_t keep, struct wfs_content **ret);
+
+/* lib/unseal.c: the new content of a sealed file that is to be written; within a change. */
+int wfs_unseal(struct wfs_file *f, struct wfs_content *old, uint64_t keep,
+	struct wfs_content **ret);
+
+/*
+ * lib/clone.c: let `out` share the manifest of `in`. 1: done; 0: it cannot be
+ * shared now, copy the bytes.
+ */
+int wfs_clone(struct wfs_file *in, struct wfs_file *out);
+
+/* Copy [0, length) of a content to the start of data file `to`, holes kept where possible. */
+int wfs_content_copy(struct wfs_content *from, uint64_t length, struct wfs_datafile *to);
+
+#endif

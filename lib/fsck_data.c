@@ -1,0 +1,306 @@
+#include "lib/fsck_check.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#define STAGING 0 /* data_file.state */
+
+void wfs_fsck_data_path(int64_t id, char buf[WFS_FSCK_PATH_SIZE])
+{
+	snprintf(buf, WFS_FSCK_PATH_SIZE, "%02x/%016" PRIx64, (unsigned)(id & 0xff), (uint64_t)id);
+}
+
+/* ---- rows without a file ---- */
+
+static bool is_missing(struct wfs_fsck_run *run, int64_t id)
+{
+	char path[WFS_FSCK_PATH_SIZE];
+	struct stat st;
+
+	wfs_fsck_data_path(id, path);
+	/* What is there but no regular file is found when the directory is read. */
+	return run->data_fd < 0 || fstatat(run->data_fd, path, &st, AT_SYMLINK_NOFOLLOW) != 0;
+}
+
+static void report_missing(struct wfs_fsck_run *run, int64_t id)
+{
+	struct wfs_fsck_line where = { .len = 0 };
+	char path[WFS_FSCK_PATH_SIZE];
+
+	wfs_fsck_data_path(id, path);
+	wfs_fsck_add(&where, "data/%s", path);
+	wfs_fsck_report_at(run, "data-file-missing", where.text,
+		"the file is missing; table data_file has a row for it");
+}
+
+/*
+ * Doomed and filling files may be gone already, or not yet there. Staging files
+ * of a store in use come and go while this reads.
+ */
+static int check_files_present(struct wfs_fsck_run *run)
+{
+	sqlite3_stmt *stmt;
+	int ret;
+
+	wfs_fsck_begin(run, "data-file-missing");
+	ret = wfs_fsck_query(run, "SELECT id, state FROM data_file WHERE state IN (0, 1)", &stmt);
+	while (ret >= 0 && (ret = wfs_fsck_step(run, stmt)) > 0) {
+		int64_t id = sqlite3_column_int64(stmt, 0);
+
+		if (run->in_use && sqlite3_column_int64(stmt, 1) == STAGING)
+			continue;
+		if (is_missing(run, id) &&
+		    wfs_fsck_still(run, "SELECT 1 FROM data_file WHERE id = ? AND state IN (0, 1)",
+			    id, 0))
+			report_missing(run, id);
+	}
+	sqlite3_finalize(stmt);
+	return ret;
+}
+
+/* ---- files without a row ---- */
+
+/* The directory entries of data/ against table data_file. */
+struct scan {
+	struct wfs_fsck_run *run;
+	sqlite3_stmt *has_row;
+	int64_t last_id; /* the largest that was ever given out */
+};
+
+static void stray(struct scan *scan, const char *dir, const char *name, const char *text)
+{
+	struct wfs_fsck_line where = { .len = 0 };
+
+	wfs_fsck_add(&where, "data/");
+	wfs_fsck_add_bytes(&where, dir, strlen(dir));
+	if (name) {
+		wfs_fsck_add(&where, "/");
+		wfs_fsck_add_bytes(&where, name, strlen(name));
+	}
+	wfs_fsck_report_at(scan->run, "data-file-stray", where.text, text);
+}
+
+static bool is_hex(const char *name, size_t len)
+{
+	return strlen(name) == len && strspn(name, "0123456789abcdef") == len;
+}
+
+static bool is_dots(const char *name)
+{
+	return strcmp(name, ".") == 0 || strcmp(name, "..") == 0;
+}
+
+/* 1, 0 or -errno. */
+static int has_row(struct scan *scan, uint64_t id)
+{
+	int ret;
+
+	if (!scan->has_row)
+		return 1; /* the query could not be made, which was reported */
+	sqlite3_reset(scan->has_row);
+	sqlite3_bind_int64(scan->has_row, 1, (int64_t)id);
+	ret = wfs_fsck_step(scan->run, scan->has_row);
+	sqlite3_reset(scan->has_row);
+	return ret;
+}
+
+/*
+ * A file is made before its row is committed. While the store is in use that
+ * can be seen, and any removal too; after a crash the files whose rows did not
+ * survive have ids that were never given out, and recovery removes them.
+ */
+static bool is_excused(struct scan *scan, uint64_t id)
+{
+	struct wfs_fsck_run *run = scan->run;
+
+	if (run->in_use || wfs_fsck_in_use(run))
+		return true;
+	return !run->clean && id > (uint64_t)scan->last_id;
+}
+
+static int check_entry(struct scan *scan, int dir_fd, const char *dir, const char *name)
+{
+	uint64_t id;
+	struct stat st;
+	int found;
+
+	if (!is_hex(name, 16) || strcmp(name + 14, dir) != 0) {
+		stray(scan, dir, name, "the name is not that of a data file");
+		return 0;
+	}
+	if (fstatat(dir_fd, name, &st, AT_SYMLINK_NOFOLLOW) != 0)
+		return 0; /* removed since */
+	if (!S_ISREG(st.st_mode)) {
+		stray(scan, dir, name, "it is no regular file");
+		return 0;
+	}
+	id = strtoull(name, NULL, 16);
+	found = has_row(scan, id);
+	if (found == 0 && !is_excused(scan, id))
+		stray(scan, dir, name, "table data_file has no row for it");
+	return WFS_MIN(found, 0);
+}
+
+static int check_directory(struct scan *scan, const char *name)
+{
+	DIR *dir;
+	struct dirent *e;
+	int ret = 0;
+	int fd = openat(scan->run->data_fd, name,
+		O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+
+	if (!is_hex(name, 2) || (fd < 0 && (errno == ENOTDIR || errno == ELOOP))) {
+		stray(scan, name, NULL, "it is none of the directories 00 to ff");
+		if (fd >= 0)
+			close(fd);
+		return 0;
+	}
+	dir = fd < 0 ? NULL : fdopendir(fd);
+	if (!dir) {
+		ret = wfs_err_errno(scan->run->err, -errno, "%s/data/%s", scan->run->path, name);
+		if (fd >= 0)
+			close(fd);
+		return ret;
+	}
+	while (ret == 0 && (e = readdir(dir)))
+		if (!is_dots(e->d_name))
+			ret = check_entry(scan, fd, name, e->d_name);
+	closedir(dir);
+	return ret;
+}
+
+static int read_last_id(struct wfs_fsck_run *run, int64_t *ret_id)
+{
+	sqlite3_stmt *stmt;
+	int ret = wfs_fsck_query(run, "SELECT max(seq) FROM sqlite_sequence"
+		" WHERE name = 'data_file'", &stmt);
+
+	if (ret == 0)
+		ret = wfs_fsck_step(run, stmt);
+	*ret_id = ret > 0 ? WFS_MAX(sqlite3_column_int64(stmt, 0), 0) : 0;
+	sqlite3_finalize(stmt);
+	return WFS_MIN(ret, 0);
+}
+
+static int check_strays(struct wfs_fsck_run *run)
+{
+	struct scan scan = { .run = run };
+	struct dirent *e;
+	DIR *dir;
+	int fd, ret;
+
+	if (run->data_fd < 0) {
+		wfs_fsck_report_at(run, "data-file-missing", "data", "the directory is missing");
+		return 0;
+	}
+	wfs_fsck_begin(run, "data-file-stray");
+	fd = openat(run->data_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	dir = fd < 0 ? NULL : fdopendir(fd);
+	if (!dir) {
+		ret = wfs_err_errno(run->err, -errno, "%s/data", run->path);
+		if (fd >= 0)
+			close(fd);
+		return ret;
+	}
+	ret = read_last_id(run, &scan.last_id);
+	if (ret == 0)
+		ret = wfs_fsck_query(run, "SELECT 1 FROM data_file WHERE id = ?", &scan.has_row);
+	while (ret == 0 && (e = readdir(dir))) {
+		/* A look-up costs little; what is bounded is the cost of each. */
+		run->spent = 0;
+		if (!is_dots(e->d_name))
+			ret = check_directory(&scan, e->d_name);
+	}
+	sqlite3_finalize(scan.has_row);
+	closedir(dir);
+	return ret;
+}
+
+/* ---- extents ---- */
+
+/* The data file that the walk is in. */
+struct extent_walk {
+	bool active;
+	int64_t file;
+	bool present;
+	uint64_t file_size; /* on the disk */
+	uint64_t end;       /* the furthest byte that an extent before reached */
+	int64_t end_owner;  /* whose that was */
+};
+
+static void begin_file(struct wfs_fsck_run *run, struct extent_walk *w, int64_t file)
+{
+	char path[WFS_FSCK_PATH_SIZE];
+	struct stat st;
+
+	wfs_fsck_data_path(file, path);
+	*w = (struct extent_walk){ .active = true, .file = file };
+	w->present = run->data_fd >= 0 &&
+		     fstatat(run->data_fd, path, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
+		     S_ISREG(st.st_mode);
+	w->file_size = w->present ? (uint64_t)st.st_size : 0;
+}
+
+static void check_extent(struct wfs_fsck_run *run, struct extent_walk *w, int64_t id,
+	int64_t offset, int64_t length)
+{
+	uint64_t end = 0;
+	bool sane = offset >= 0 && length > 0 &&
+		    !wfs_add_overflows((uint64_t)offset, (uint64_t)length, &end);
+
+	if (!sane || (w->present && end > w->file_size &&
+			     wfs_fsck_still(run, WFS_FSCK_STILL_THERE, id, w->file)))
+		wfs_fsck_report(run, "extent-beyond-end", "object", id,
+			"offset %lld, length %lld; data file %lld has %llu bytes",
+			(long long)offset, (long long)length, (long long)w->file,
+			(unsigned long long)w->file_size);
+	if (!sane)
+		return;
+	if ((uint64_t)offset < w->end)
+		wfs_fsck_report(run, "extent-overlap", "object", id,
+			"its extent in data file %lld begins at %lld, before the end of that of "
+			"object %lld at %llu", (long long)w->file, (long long)offset,
+			(long long)w->end_owner, (unsigned long long)w->end);
+	if (end > w->end) {
+		w->end = end;
+		w->end_owner = id;
+	}
+}
+
+static int check_extents(struct wfs_fsck_run *run)
+{
+	struct extent_walk w = { .active = false };
+	sqlite3_stmt *stmt;
+	int ret;
+
+	wfs_fsck_begin(run, "extent-overlap");
+	ret = wfs_fsck_query(run,
+		"SELECT id, data_file, offset, length FROM object WHERE data_file IS NOT NULL"
+		" ORDER BY data_file, offset", &stmt);
+	while (ret >= 0 && (ret = wfs_fsck_step(run, stmt)) > 0) {
+		int64_t file = sqlite3_column_int64(stmt, 1);
+
+		if (!w.active || w.file != file)
+			begin_file(run, &w, file);
+		check_extent(run, &w, sqlite3_column_int64(stmt, 0), sqlite3_column_int64(stmt, 2),
+			sqlite3_column_int64(stmt, 3));
+	}
+	sqlite3_finalize(stmt);
+	return ret;
+}
+
+int wfs_fsck_data(struct wfs_fsck_run *run)
+{
+	int ret = check_files_present(run);
+
+	if (ret == 0)
+		ret = check_strays(run);
+	if (ret == 0)
+		ret = check_extents(run);
+	return ret;
+}

@@ -1,0 +1,137 @@
+/*
+ * query.h - every SQL statement that the driver runs, by name.
+ *
+ * Each is prepared once for a connection. Lists of columns that several share
+ * are macros, so that the order that lib/name.c reads them in stands once.
+ */
+#ifndef WFS_QUERY_H
+#define WFS_QUERY_H
+
+#define WFS_ATTR_COLUMNS                                                                           \
+	"i.ino, i.mode, i.uid, i.gid, i.nlink, i.rdev, i.size, i.blocks, i.atime_ns, i.mtime_ns, " \
+	"i.ctime_ns, i.btime_ns, i.manifest, i.data_file, i.verdict"
+
+#define WFS_QUERIES(Q)                                                                             \
+	/* meta */                                                                                 \
+	Q(META_GET, "SELECT value FROM meta WHERE key = ?")                                        \
+	Q(META_SET, "INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)")                      \
+	/* names */                                                                                \
+	Q(NAME_LOOKUP, "SELECT " WFS_ATTR_COLUMNS                                                  \
+		       " FROM dirent d JOIN inode i ON i.ino = d.ino"                              \
+		       " WHERE d.parent = ? AND d.name = ?")                                       \
+	Q(NAME_FIND, "SELECT id, ino FROM dirent WHERE parent = ? AND name = ?")                   \
+	Q(NAME_INSERT, "INSERT INTO dirent (parent, name, ino) VALUES (?, ?, ?)")                  \
+	Q(NAME_DELETE, "DELETE FROM dirent WHERE id = ?")                                          \
+	Q(NAME_SET_INO, "UPDATE dirent SET ino = ? WHERE id = ?")                                  \
+	Q(NAME_ANY, "SELECT 1 FROM dirent WHERE parent = ? LIMIT 1")                               \
+	Q(NAME_OF, "SELECT parent, name FROM dirent WHERE ino = ? LIMIT 1")                        \
+	Q(NAMES_OF, "SELECT name FROM dirent WHERE ino = ?")                                       \
+	Q(READDIR, "SELECT d.id, d.name, " WFS_ATTR_COLUMNS                                        \
+		   " FROM dirent d JOIN inode i ON i.ino = d.ino"                                  \
+		   " WHERE d.parent = ? AND d.id > ? ORDER BY d.id LIMIT ?")                       \
+	/* inodes */                                                                               \
+	Q(INODE_GET, "SELECT " WFS_ATTR_COLUMNS " FROM inode i WHERE i.ino = ?")                   \
+	Q(INODE_INSERT, "INSERT INTO inode (mode, uid, gid, nlink, rdev, size, atime_ns, "         \
+			"mtime_ns, ctime_ns, btime_ns, target, data_file) "                        \
+			"VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)")                             \
+	Q(INODE_SET, "UPDATE inode SET mode = ?, uid = ?, gid = ?, atime_ns = ?, mtime_ns = ?, "   \
+		     "ctime_ns = ? WHERE ino = ?")                                                 \
+	Q(INODE_NLINK, "UPDATE inode SET nlink = nlink + ?, ctime_ns = ? WHERE ino = ?")           \
+	Q(INODE_CTIME, "UPDATE inode SET ctime_ns = ? WHERE ino = ?")                              \
+	Q(INODE_TOUCH_DIR, "UPDATE inode SET mtime_ns = ?, ctime_ns = ?, nlink = nlink + ? "       \
+			   "WHERE ino = ?")                                                        \
+	Q(INODE_DELETE, "DELETE FROM inode WHERE ino = ?")                                         \
+	Q(INODE_TARGET, "SELECT target FROM inode WHERE ino = ?")                                  \
+	Q(INODE_MAKE_DIRTY, "UPDATE inode SET manifest = NULL, data_file = ?, size = ?, "          \
+			    "verdict = 0, reason = NULL, detail = NULL WHERE ino = ?")             \
+	Q(INODE_SET_STAGING, "UPDATE inode SET data_file = ? WHERE ino = ?")                       \
+	Q(INODE_SEAL, "UPDATE inode SET manifest = ?, data_file = NULL, size = ?, blocks = ?, "    \
+		      "mtime_ns = ?, ctime_ns = ? WHERE ino = ?")                                  \
+	Q(INODE_ORPHANS, "SELECT ino FROM inode WHERE nlink = 0 LIMIT ?")                          \
+	Q(INODE_DIRTY, "SELECT ino FROM inode WHERE data_file IS NOT NULL ORDER BY ino")           \
+	Q(INODE_SET_VERDICT, "UPDATE inode SET verdict = ?, reason = ?, detail = ? WHERE ino = ?") \
+	Q(INODE_VERDICT, "SELECT verdict, reason, detail FROM inode WHERE ino = ?")                \
+	Q(INODE_CLEAR_VERDICT, "UPDATE inode SET verdict = 0, reason = NULL, detail = NULL "       \
+			       "WHERE ino = ? AND verdict <> 0")                                   \
+	/* xattrs */                                                                               \
+	Q(XATTR_GET, "SELECT value FROM xattr WHERE ino = ? AND name = ?")                         \
+	Q(XATTR_SET, "INSERT OR REPLACE INTO xattr (ino, name, value) VALUES (?, ?, ?)")           \
+	Q(XATTR_LIST, "SELECT name FROM xattr WHERE ino = ?")                                      \
+	Q(XATTR_REMOVE, "DELETE FROM xattr WHERE ino = ? AND name = ?")                            \
+	Q(XATTR_DELETE, "DELETE FROM xattr WHERE ino = ?")                                         \
+	/* data files */                                                                           \
+	Q(DATA_INSERT, "INSERT INTO data_file (state) VALUES (?)")                                 \
+	Q(DATA_STATE, "UPDATE data_file SET state = ?, holes = 0 WHERE id = ?")                    \
+	Q(DATA_GET, "SELECT state FROM data_file WHERE id = ?")                                    \
+	Q(DATA_HOLED, "UPDATE data_file SET holes = holes + 1 WHERE id = ?")                       \
+	Q(DATA_PUNCHED, "UPDATE data_file SET holes = 0 WHERE id = ? AND holes = ?")               \
+	Q(DATA_WORK, "SELECT id, state, holes FROM data_file "                                     \
+		     "WHERE (state >= 2 OR holes > 0) AND id > ? ORDER BY id LIMIT ?")             \
+	Q(DATA_DELETE, "DELETE FROM data_file WHERE id = ? AND state = 2")                         \
+	Q(DATA_LAST_ID, "SELECT seq FROM sqlite_sequence WHERE name = 'data_file'")                \
+	Q(DATA_DOOM_FILLING, "UPDATE data_file SET state = 2 WHERE state = 3")                     \
+	/* objects */                                                                              \
+	Q(OBJECT_FIND, "SELECT id, ordinal, data_file, offset FROM object "                        \
+		       "WHERE digest = ? AND ordinal > ? AND length = ? "                          \
+		       "ORDER BY ordinal LIMIT 1")                                                 \
+	Q(OBJECT_LAST, "SELECT max(ordinal) FROM object WHERE digest = ?")                         \
+	Q(OBJECT_INSERT, "INSERT INTO object (digest, ordinal, length, refs, data_file, offset) "  \
+			 "VALUES (?, ?, ?, ?, ?, ?)")                                              \
+	Q(OBJECT_REF, "UPDATE object SET refs = refs + ? WHERE id = ?")                            \
+	Q(OBJECT_GET, "SELECT refs, data_file, length FROM object WHERE id = ?")                   \
+	Q(OBJECT_DELETE, "DELETE FROM object WHERE id = ?")                                        \
+	Q(OBJECT_IN_FILE, "SELECT 1 FROM object WHERE data_file = ? LIMIT 1")                      \
+	Q(OBJECTS_OF_FILE, "SELECT id, refs, offset, length FROM object WHERE data_file = ? "      \
+			   "ORDER BY offset")                                                      \
+	Q(BYTES_INSERT, "INSERT INTO object_bytes (object, bytes) VALUES (?, ?)")                  \
+	Q(BYTES_GET, "SELECT bytes FROM object_bytes WHERE object = ?")                            \
+	Q(BYTES_DELETE, "DELETE FROM object_bytes WHERE object = ?")                               \
+	/* manifests */                                                                            \
+	Q(MANIFEST_FIND, "SELECT id FROM manifest WHERE digest = ? AND objects = ? AND id > ? "    \
+			 "ORDER BY id LIMIT 1")                                                    \
+	Q(MANIFEST_INSERT, "INSERT INTO manifest (digest, size, objects, refs) "                   \
+			   "VALUES (?, ?, ?, ?)")                                                  \
+	Q(MANIFEST_ADD, "INSERT INTO manifest_object (manifest, seq, object) VALUES (?, ?, ?)")    \
+	Q(MANIFEST_REF, "UPDATE manifest SET refs = refs + 1 WHERE id = ?")                        \
+	Q(MANIFEST_UNREF, "UPDATE manifest SET refs = refs - 1, "                                  \
+			  "digest = CASE refs WHEN 1 THEN NULL ELSE digest END WHERE id = ?")      \
+	Q(MANIFEST_GET, "SELECT refs, size, objects FROM manifest WHERE id = ?")                   \
+	Q(MANIFEST_DEAD, "SELECT id FROM manifest WHERE refs = 0 LIMIT 1")                         \
+	Q(MANIFEST_IDS, "SELECT object FROM manifest_object WHERE manifest = ? ORDER BY seq")      \
+	Q(MANIFEST_LOAD, "SELECT o.id, o.length, o.data_file, o.offset, o.digest, o.refs "         \
+			 "FROM manifest_object m JOIN object o ON o.id = m.object "                \
+			 "WHERE m.manifest = ? ORDER BY m.seq")                                    \
+	Q(MANIFEST_TAIL, "SELECT seq, object FROM manifest_object WHERE manifest = ? "             \
+			 "ORDER BY seq DESC LIMIT ?")                                              \
+	Q(MANIFEST_CUT, "DELETE FROM manifest_object WHERE manifest = ? AND seq >= ?")             \
+	Q(MANIFEST_DELETE, "DELETE FROM manifest WHERE id = ?")                                    \
+	/* figures for weightfs status */                                                          \
+	Q(STAT_INODES, "SELECT "                                                                   \
+		       "sum((mode & 61440) = 32768 AND nlink > 0), sum((mode & 61440) = 16384), "  \
+		       "sum((mode & 61440) = 32768 AND nlink > 0 AND data_file IS NOT NULL), "     \
+		       "sum(nlink > 0 AND verdict = 3), sum(nlink > 0 AND verdict = 4), "          \
+		       "sum(nlink > 0 AND verdict = 5), "                                          \
+		       "sum(nlink > 0 AND verdict = 1 AND reason IS NOT NULL), "                   \
+		       "sum(CASE WHEN (mode & 61440) = 32768 AND data_file IS NULL "               \
+		       "THEN size * nlink ELSE 0 END) FROM inode")                                 \
+	Q(STAT_OBJECTS, "SELECT count(*), sum(length) FROM object")                                \
+	Q(STAT_MANIFESTS, "SELECT count(*) FROM manifest")                                         \
+	Q(STAT_DATA, "SELECT count(*) FROM data_file")                                             \
+	Q(STAT_DATA_EACH, "SELECT id, state FROM data_file")                                       \
+	Q(STAT_DIRTY, "SELECT ino, data_file, nlink FROM inode WHERE data_file IS NOT NULL")       \
+	Q(STAT_REPORT, "SELECT ino, size, data_file, verdict, reason, detail FROM inode "          \
+		       "WHERE nlink > 0 AND ino IN (SELECT ino FROM inode "                        \
+		       "WHERE data_file IS NOT NULL UNION SELECT ino FROM inode "                  \
+		       "WHERE reason IS NOT NULL) ORDER BY ino")
+
+enum wfs_query {
+#define WFS_QUERY_ENUM(name, sql) WFS_Q_##name,
+	WFS_QUERIES(WFS_QUERY_ENUM)
+#undef WFS_QUERY_ENUM
+	WFS_QUERY_COUNT,
+};
+
+/* The text of a query. */
+const char *wfs_query_sql(enum wfs_query q);
+
+#endif

@@ -1,0 +1,27 @@
+/*
+ * recover.h - what an unclean stop left behind. Called by wfs_store_open and
+ * wfs_store_close alone.
+ */
+#ifndef WFS_RECOVER_H
+#define WFS_RECOVER_H
+
+#include "lib/base.h"
+#include "lib/err.h"
+#include "lib/store.h"
+
+/*
+ * After a clean stop: nothing to do. Else: drop inodes without a name, doom
+ * data files that an unseal was filling, remove a data file whose row was not
+ * committed, judge dirty files again, report those whose data file is gone as
+ * damaged. Dirty files keep their bytes and are for the caller to seal
+ * (wfs_seal_list). Time in proportion to what was in flight.
+ */
+int wfs_recover(struct wfs_store *s, struct wfs_err *err);
+
+/* Drop every inode that has no name. Nobody may have a file in use. */
+int wfs_recover_orphans(struct wfs_store *s);
+
+/* Make the bytes of every dirty file durable. */
+int wfs_recover_flush_dirty(struct wfs_store *s);
+
+#endif

@@ -1,0 +1,233 @@
+/* Figures and reports for weightfs status: the second half of lib/store.h. */
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "lib/datafile_state.h"
+#include "lib/store_priv.h"
+
+static int count_inodes(struct wfs_store *s, struct wfs_store_stats *st)
+{
+	sqlite3_stmt *row;
+	uint64_t *const fields[] = { &st->files, &st->directories, &st->dirty, &st->incomplete,
+		&st->wrong, &st->damaged, &st->warned, &st->logical_bytes };
+	int found = wfs_db_first(&s->db, WFS_Q_STAT_INODES, &row, "");
+
+	if (found <= 0)
+		return found ? found : -EUCLEAN;
+	for (size_t i = 0; i < WFS_ARRAY_SIZE(fields); i++)
+		*fields[i] = (uint64_t)sqlite3_column_int64(row, (int)i);
+	wfs_db_done(row);
+	st->sealed = st->files - st->dirty;
+	return 0;
+}
+
+/* What is in staging files counts once for each name, and is stored once. */
+static int count_dirty(struct wfs_store *s, struct wfs_store_stats *st)
+{
+	sqlite3_stmt *row;
+	int more;
+
+	for (more = wfs_db_first(&s->db, WFS_Q_STAT_DIRTY, &row, ""); more > 0;
+		more = wfs_db_next(&s->db, row)) {
+		uint64_t nlink = (uint64_t)sqlite3_column_int64(row, 2);
+		struct stat file;
+
+		if (wfs_datafile_stat(&s->datafiles, (uint64_t)sqlite3_column_int64(row, 1),
+			    &file) != 0)
+			continue;
+		st->logical_bytes += nlink * (uint64_t)file.st_size;
+		st->dirty_bytes += (uint64_t)file.st_size;
+	}
+	st->stored_bytes += st->dirty_bytes;
+	return more;
+}
+
+static int count_objects(struct wfs_store *s, struct wfs_store_stats *st)
+{
+	sqlite3_stmt *row;
+	int found = wfs_db_first(&s->db, WFS_Q_STAT_OBJECTS, &row, "");
+
+	if (found <= 0)
+		return found ? found : -EUCLEAN;
+	st->objects = (uint64_t)sqlite3_column_int64(row, 0);
+	st->stored_bytes = (uint64_t)sqlite3_column_int64(row, 1);
+	wfs_db_done(row);
+	found = wfs_db_number(&s->db, WFS_Q_STAT_MANIFESTS, &st->manifests, "");
+	if (found >= 0)
+		found = wfs_db_number(&s->db, WFS_Q_STAT_DATA, &st->data_files, "");
+	return found < 0 ? found : 0;
+}
+
+static int count_data_files(struct wfs_store *s, struct wfs_store_stats *st)
+{
+	sqlite3_stmt *row;
+	int more;
+
+	for (more = wfs_db_first(&s->db, WFS_Q_STAT_DATA_EACH, &row, ""); more > 0;
+		more = wfs_db_next(&s->db, row)) {
+		struct stat file;
+		uint64_t held;
+
+		if (wfs_datafile_stat(&s->datafiles, (uint64_t)sqlite3_column_int64(row, 0),
+			    &file) != 0)
+			continue;
+		held = (uint64_t)file.st_blocks * 512;
+		st->disk_bytes += held;
+		if (sqlite3_column_int(row, 1) >= WFS_DATA_DOOMED)
+			st->pending_bytes += held;
+	}
+	return more;
+}
+
+static void count_database(struct wfs_store *s, struct wfs_store_stats *st)
+{
+	static const char *const names[] = { "weightfs.db", "weightfs.db-wal", "weightfs.db-shm" };
+	struct stat file;
+
+	for (size_t i = 0; i < WFS_ARRAY_SIZE(names); i++)
+		if (fstatat(s->dir_fd, names[i], &file, AT_SYMLINK_NOFOLLOW) == 0)
+			st->disk_bytes += (uint64_t)file.st_blocks * 512;
+}
+
+static int stats_locked(struct wfs_store *s, struct wfs_store_stats *st)
+{
+	int ret = count_inodes(s, st);
+
+	if (!ret)
+		ret = count_objects(s, st);
+	if (!ret)
+		ret = count_dirty(s, st);
+	return ret ? ret : count_data_files(s, st);
+}
+
+int wfs_store_stats(struct wfs_store *s, struct wfs_store_stats *ret, struct wfs_err *err)
+{
+	struct wfs_store_stats st = { .format_version = WFS_DB_VERSION };
+	int e = wfs_db_begin_read(&s->db);
+
+	if (!e)
+		e = wfs_db_end(&s->db, stats_locked(s, &st));
+	if (e)
+		return wfs_err_errno(err, e, "the figures of %s", s->path);
+	count_database(s, &st);
+	*ret = st;
+	return 0;
+}
+
+/* ---- reports ---- */
+
+static const char *verdict_name(uint64_t verdict)
+{
+	static const char *const names[] = {
+		[WFS_VERDICT_NONE] = "none",
+		[WFS_VERDICT_VALID] = "valid",
+		[WFS_VERDICT_OPAQUE] = "opaque",
+		[WFS_VERDICT_INCOMPLETE] = "incomplete",
+		[WFS_VERDICT_WRONG] = "wrong",
+		[WFS_VERDICT_DAMAGED] = "damaged",
+	};
+
+	return verdict < WFS_ARRAY_SIZE(names) ? names[verdict] : "unknown";
+}
+
+/* Rows are copied first: fn runs under no lock, and asks for paths. */
+struct row {
+	uint64_t ino, size, data_file, verdict;
+	char *reason, *detail; /* or NULL */
+};
+
+struct rows {
+	struct row *list;
+	size_t n, room;
+};
+
+static int copy_text(sqlite3_stmt *stmt, int col, char **ret)
+{
+	const unsigned char *text = sqlite3_column_text(stmt, col);
+
+	*ret = text ? strdup((const char *)text) : NULL;
+	return text && !*ret ? -ENOMEM : 0;
+}
+
+static int add_row(struct rows *rows, sqlite3_stmt *stmt)
+{
+	struct row *r;
+	int err;
+
+	if (rows->n == rows->room) {
+		size_t room = rows->room ? 2 * rows->room : 16;
+
+		r = reallocarray(rows->list, room, sizeof(*r));
+		if (!r)
+			return -ENOMEM;
+		rows->list = r;
+		rows->room = room;
+	}
+	r = &rows->list[rows->n++];
+	*r = (struct row){
+		.ino = (uint64_t)sqlite3_column_int64(stmt, 0),
+		.size = (uint64_t)sqlite3_column_int64(stmt, 1),
+		.data_file = (uint64_t)sqlite3_column_int64(stmt, 2),
+		.verdict = (uint64_t)sqlite3_column_int64(stmt, 3),
+	};
+	err = copy_text(stmt, 4, &r->reason);
+	return err ? err : copy_text(stmt, 5, &r->detail);
+}
+
+static int read_rows(struct wfs_store *s, struct rows *rows)
+{
+	sqlite3_stmt *stmt;
+	int more;
+
+	for (more = wfs_db_first(&s->db, WFS_Q_STAT_REPORT, &stmt, ""); more > 0;
+		more = wfs_db_next(&s->db, stmt)) {
+		int err = add_row(rows, stmt);
+
+		if (err) {
+			wfs_db_done(stmt);
+			return err;
+		}
+	}
+	return more;
+}
+
+static int report_row(struct wfs_store *s, const struct row *r,
+	int (*fn)(void *ctx, const struct wfs_store_report *report), void *ctx)
+{
+	WFS_AUTO_FREE char *path = NULL;
+	struct wfs_store_report report;
+	struct stat file;
+	int err = wfs_name_path(s, r->ino, &path);
+
+	if (err)
+		return err;
+	report = (struct wfs_store_report){ .path = path, .ino = r->ino, .size = r->size,
+		.state = r->data_file ? "dirty" : "sealed", .verdict = verdict_name(r->verdict),
+		.reason = r->reason, .detail = r->detail };
+	if (r->data_file && wfs_datafile_stat(&s->datafiles, r->data_file, &file) == 0)
+		report.size = (uint64_t)file.st_size;
+	return fn(ctx, &report);
+}
+
+int wfs_store_each_report(struct wfs_store *s,
+	int (*fn)(void *ctx, const struct wfs_store_report *report), void *ctx,
+	struct wfs_err *err)
+{
+	struct rows rows = { NULL, 0, 0 };
+	int ret = wfs_db_begin_read(&s->db);
+
+	if (!ret)
+		ret = wfs_db_end(&s->db, read_rows(s, &rows));
+	if (ret)
+		wfs_err_errno(err, ret, "the reports of %s", s->path);
+	for (size_t i = 0; i < rows.n && ret == 0; i++)
+		ret = report_row(s, &rows.list[i], fn, ctx);
+	for (size_t i = 0; i < rows.n; i++) {
+		free(rows.list[i].reason);
+		free(rows.list[i].detail);
+	}
+	free(rows.list);
+	return ret;
+}

@@ -1,0 +1,340 @@
+#include "lib/seal.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "lib/datafile_state.h"
+#include "lib/manifest.h"
+#include "lib/object.h"
+#include "lib/seal_plan.h"
+
+/* How often the objects that were found may be gone by the time of the transaction. */
+#define MAX_TRIES 20
+
+/* What becomes of the staging file. */
+enum fate {
+	KEEP_WHOLE, /* all of it is new: it is the pack as it stands */
+	KEEP_PART,  /* the pack of some; the rest is punched out */
+	INTO_DB,    /* nothing is left but what the database takes */
+};
+
+static enum fate choose_fate(const struct wfs_plan *p)
+{
+	uint64_t fresh = 0;
+
+	for (size_t i = 0; i < p->n; i++)
+		if (wfs_plan_is_new(&p->pieces[i]))
+			fresh += p->pieces[i].length;
+	if (p->size <= WFS_SMALL_FILE)
+		return INTO_DB;
+	if (fresh == p->size)
+		return KEEP_WHOLE;
+	return fresh <= WFS_SMALL_REST ? INTO_DB : KEEP_PART;
+}
+
+/* ---- the transaction ---- */
+
+/* Another seal may have recorded the same bytes since we looked. */
+static int check_still_new(struct wfs_db *db, const struct wfs_plan_piece *piece)
+{
+	struct wfs_object o;
+	int found = wfs_object_find(db, &piece->digest, piece->length, piece->last_compared, &o);
+
+	return found < 0 ? found : found ? -ESTALE : 0;
+}
+
+static int read_bytes(const struct wfs_plan *p, const struct wfs_plan_piece *piece, uint8_t **ret)
+{
+	ssize_t n;
+
+	*ret = malloc(piece->length);
+	if (!*ret)
+		return -ENOMEM;
+	n = wfs_content_read(p->content, *ret, piece->length, piece->offset);
+	return n < 0 ? (int)n : (uint64_t)n == piece->length ? 0 : -EBUSY;
+}
+
+static int insert_new(struct wfs_plan *p, const struct wfs_plan_piece *piece, bool into_db,
+	uint64_t *ret_id)
+{
+	struct wfs_object o = { .length = piece->length };
+	WFS_AUTO_FREE uint8_t *bytes = NULL;
+	struct wfs_db *db = &p->file->store->db;
+	int ret = check_still_new(db, piece);
+
+	if (ret == 0 && into_db)
+		ret = read_bytes(p, piece, &bytes);
+	if (ret)
+		return ret;
+	if (!into_db) {
+		o.data_file = p->content->staging->id;
+		o.offset = piece->offset;
+	}
+	ret = wfs_object_insert(db, &piece->digest, &o, bytes);
+	if (ret == 0)
+		*ret_id = o.id;
+	return ret;
+}
+
+static int insert_objects(struct wfs_plan *p, bool into_db, uint64_t *ids)
+{
+	int ret = 0;
+
+	for (size_t i = 0; i < p->n && ret == 0; i++) {
+		const struct wfs_plan_piece *piece = &p->pieces[i];
+
+		if (piece->object)
+			ids[i] = piece->object;
+		else if (piece->same_as != WFS_PLAN_NONE)
+			ids[i] = ids[piece->same_as];
+		else
+			ret = insert_new(p, piece, into_db, &ids[i]);
+	}
+	return ret;
+}
+
+static int settle_data_file(struct wfs_db *db, uint64_t id, enum fate fate)
+{
+	int ret;
+
+	if (fate == INTO_DB)
+		return wfs_db_run(db, WFS_Q_DATA_STATE, "ii", (uint64_t)WFS_DATA_DOOMED, id);
+	ret = wfs_db_run(db, WFS_Q_DATA_STATE, "ii", (uint64_t)WFS_DATA_PACK, id);
+	if (ret == 0 && fate == KEEP_PART)
+		ret = wfs_db_run(db, WFS_Q_DATA_HOLED, "i", id);
+	return ret;
+}
+
+/* The inode names the manifest; its times are those of the staging file from here on. */
+static int seal_inode(struct wfs_store *s, uint64_t ino, uint64_t data_file, uint64_t manifest,
+	uint64_t size)
+{
+	struct wfs_attr a;
+	int ret = wfs_inode_get(s, ino, &a);
+
+	if (ret <= 0)
+		return ret ? ret : -ENOENT;
+	if (a.data_file != data_file)
+		return -ENOENT;
+	if (a.size != size)
+		return -EBUSY;
+	return wfs_db_run(&s->db, WFS_Q_INODE_SEAL, "oiiiii", manifest, size, a.blocks, a.mtime_ns,
+		a.ctime_ns, ino);
+}
+
+static int record(struct wfs_plan *p, enum fate fate, uint64_t *ids, struct wfs_content **ret)
+{
+	struct wfs_store *s = p->file->store;
+	uint64_t data_file = p->content->staging->id;
+	uint64_t manifest;
+	bool shared;
+	int err = insert_objects(p, fate == INTO_DB, ids);
+
+	if (!err)
+		err = wfs_manifest_put(&s->db, ids, p->n, p->size, &manifest, &shared);
+	if (!err)
+		err = seal_inode(s, p->file->ino, data_file, manifest, p->size);
+	if (!err)
+		err = settle_data_file(&s->db, data_file, fate);
+	return err ? err : wfs_content_load(&s->db, &s->datafiles, manifest, ret);
+}
+
+static int record_empty(struct wfs_file *f, struct wfs_content *staging, struct wfs_content **ret)
+{
+	struct wfs_store *s = f->store;
+	int err = seal_inode(s, f->ino, staging->staging->id, 0, 0);
+
+	if (!err)
+		err = settle_data_file(&s->db, staging->staging->id, INTO_DB);
+	if (err)
+		return err;
+	*ret = wfs_content_new_empty(&s->datafiles);
+	return *ret ? 0 : -ENOMEM;
+}
+
+/* f->lock is held: no writer can come between this and the transaction. */
+static bool may_commit(const struct wfs_file *f, const struct wfs_content *staging)
+{
+	return f->writers == 0 && !f->changing && !atomic_load(&f->stop_seal) &&
+	       f->content == staging;
+}
+
+/*
+ * One transaction, under the file's lock; `p` NULL for an empty file. On success
+ * the file has its sealed content.
+ */
+static int commit(struct wfs_file *f, struct wfs_content *staging, struct wfs_plan *p,
+	enum fate fate, uint64_t *ids)
+{
+	struct wfs_store *s = f->store;
+	struct wfs_content *sealed = NULL;
+	int ret;
+
+	pthread_mutex_lock(&f->lock);
+	ret = may_commit(f, staging) ? wfs_db_begin(&s->db) : -EBUSY;
+	if (ret == 0)
+		ret = wfs_db_end(&s->db, p ? record(p, fate, ids, &sealed)
+					   : record_empty(f, staging, &sealed));
+	if (ret == 0)
+		f->content = sealed;
+	pthread_mutex_unlock(&f->lock);
+	if (ret)
+		wfs_content_unref(sealed);
+	else
+		wfs_content_unref(staging); /* the file's own reference */
+	return ret;
+}
+
+/* ---- the whole ---- */
+
+static int seal_plan(struct wfs_file *f, struct wfs_plan *p)
+{
+	WFS_AUTO_FREE uint64_t *ids = NULL;
+	int ret = wfs_plan_hash(p);
+
+	if (ret)
+		return ret;
+	ids = reallocarray(NULL, p->n, sizeof(*ids));
+	if (!ids)
+		return -ENOMEM;
+	for (unsigned tries = 0; tries < MAX_TRIES; tries++) {
+		enum fate fate;
+
+		ret = wfs_plan_match(p);
+		if (ret)
+			return ret;
+		fate = choose_fate(p);
+		/* Sealed means that the bytes are on the disk. */
+		if (fate != INTO_DB)
+			ret = wfs_datafile_sync(&f->store->datafiles, p->content->staging);
+		if (ret == 0)
+			ret = commit(f, p->content, p, fate, ids);
+		if (ret != -ESTALE)
+			return ret;
+	}
+	return -EBUSY;
+}
+
+static int check_holes(struct wfs_store *s, struct wfs_content *staging, uint64_t *ret_size)
+{
+	struct stat st;
+	int ret = wfs_datafile_stat(&s->datafiles, staging->staging->id, &st);
+	uint64_t held;
+
+	if (ret)
+		return ret == -ENOENT ? -EIO : ret;
+	*ret_size = (uint64_t)st.st_size;
+	held = (uint64_t)st.st_blocks * 512;
+	return *ret_size > held && *ret_size - held > WFS_MAX_HOLES ? -EFBIG : 0;
+}
+
+static int seal_staging(struct wfs_file *f, struct wfs_content *staging)
+{
+	struct wfs_plan plan;
+	uint64_t size;
+	int ret = check_holes(f->store, staging, &size);
+
+	if (ret)
+		return ret;
+	if (size == 0)
+		return commit(f, staging, NULL, INTO_DB, NULL);
+	ret = wfs_plan_split(&plan, f, staging, size);
+	if (ret == 0)
+		ret = seal_plan(f, &plan);
+	wfs_plan_release(&plan);
+	return ret;
+}
+
+/* 1: sealing is ours now; 0: nothing to seal; -EBUSY. */
+static int begin_seal(struct wfs_file *f, struct wfs_content **ret)
+{
+	int begun = 0;
+
+	pthread_mutex_lock(&f->lock);
+	if (f->content->staging) {
+		begun = f->sealing || f->writers > 0 || f->changing ? -EBUSY : 1;
+		if (begun > 0) {
+			f->sealing = true;
+			atomic_store(&f->stop_seal, false);
+			*ret = wfs_content_ref(f->content);
+		}
+	}
+	pthread_mutex_unlock(&f->lock);
+	return begun;
+}
+
+static void end_seal(struct wfs_file *f)
+{
+	pthread_mutex_lock(&f->lock);
+	f->sealing = false;
+	pthread_mutex_unlock(&f->lock);
+}
+
+static int seal_file(struct wfs_file *f)
+{
+	struct wfs_content *staging;
+	int ret = begin_seal(f, &staging);
+
+	if (ret <= 0)
+		return ret;
+	ret = seal_staging(f, staging);
+	end_seal(f);
+	wfs_content_unref(staging);
+	if (ret == 0)
+		atomic_store(&f->store->collect_wanted, true);
+	return ret == -ENOENT ? 0 : ret; /* unlinked and dropped meanwhile */
+}
+
+int wfs_seal(struct wfs_store *s, uint64_t ino, struct wfs_err *err)
+{
+	struct wfs_file *f;
+	int ret = wfs_file_get(s, ino, &f);
+
+	if (ret == -ENOENT)
+		return 0;
+	if (ret)
+		return wfs_err_errno(err, ret, "inode %llu cannot be sealed",
+			(unsigned long long)ino);
+	ret = seal_file(f);
+	wfs_file_unref(f);
+	if (ret && ret != -EBUSY)
+		wfs_err_errno(err, ret, "inode %llu cannot be sealed and stays dirty",
+			(unsigned long long)ino);
+	return ret;
+}
+
+int wfs_seal_list(struct wfs_store *s, uint64_t **ret, size_t *ret_n)
+{
+	uint64_t *inos = NULL;
+	size_t n = 0, room = 0;
+	sqlite3_stmt *row;
+	int more = wfs_db_begin_read(&s->db);
+
+	if (more)
+		return more;
+	for (more = wfs_db_first(&s->db, WFS_Q_INODE_DIRTY, &row, ""); more > 0;
+		more = wfs_db_next(&s->db, row)) {
+		if (n == room) {
+			uint64_t *grown;
+
+			room = room ? 2 * room : 64;
+			grown = reallocarray(inos, room, sizeof(*inos));
+			if (!grown) {
+				wfs_db_done(row);
+				more = -ENOMEM;
+				break;
+			}
+			inos = grown;
+		}
+		inos[n++] = (uint64_t)sqlite3_column_int64(row, 0);
+	}
+	more = wfs_db_end(&s->db, more);
+	if (more) {
+		free(inos);
+		return more;
+	}
+	*ret = inos;
+	*ret_n = n;
+	return 0;
+}

@@ -1,0 +1,40 @@
+/*
+ * seal.h - dirty to sealed.
+ *
+ * The content is split into objects (anything that parses as a valid
+ * safetensors file: its header, then each tensor that is not empty; anything
+ * else: one object), each is hashed, looked up, compared byte for byte with
+ * what has the same digest, and shared or recorded. The staging data file
+ * becomes the pack: nothing is copied, except that a small rest (all of a
+ * file up to WFS_SMALL_FILE, or up to WFS_SMALL_REST that is left over beside
+ * shared objects) moves to the database. The data file is on the disk before
+ * the transaction that seals is committed.
+ *
+ * No lock is held while bytes are read. A writer that opens the file makes the
+ * seal stop. May be called from any thread; not twice for one file at once
+ * (the second gets -EBUSY).
+ */
+#ifndef WFS_SEAL_H
+#define WFS_SEAL_H
+
+#include "lib/base.h"
+#include "lib/err.h"
+#include "lib/store.h"
+
+#define WFS_SMALL_FILE 65536          /* bytes: a file up to this size is kept in the database */
+#define WFS_SMALL_REST (256 * 1024)   /* bytes: what a file of shared objects may leave there */
+#define WFS_MAX_PIECES (1u << 20)     /* more tensors than this are sealed as one object */
+#define WFS_MAX_HOLES (UINT64_C(16) << 30) /* bytes of holes past which a file stays dirty */
+
+/*
+ * Seal inode `ino`. 0: sealed now, or it was already, or it is gone.
+ * -EBUSY: somebody writes or seals it: try again when they are done.
+ * -EFBIG: too sparse to be hashed; it stays dirty. Other: -errno with *err;
+ * the file is dirty and whole as before.
+ */
+int wfs_seal(struct wfs_store *s, uint64_t ino, struct wfs_err *err);
+
+/* Inodes that are dirty now, in order; the caller frees *ret. */
+int wfs_seal_list(struct wfs_store *s, uint64_t **ret, size_t *ret_n);
+
+#endif

@@ -1,0 +1,449 @@
+#include "lib/store.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <time.h>
+
+#include "lib/collect.h"
+#include "lib/datafile_state.h"
+#include "lib/recover.h"
+#include "lib/store_priv.h"
+
+/* ---- small things that all of lib/ uses ---- */
+
+void wfs_store_log(struct wfs_store *s, const char *fmt, ...)
+{
+	char line[600];
+	va_list ap;
+
+	if (!s->options.log)
+		return;
+	va_start(ap, fmt);
+	vsnprintf(line, sizeof(line), fmt, ap);
+	va_end(ap);
+	s->options.log(s->options.log_ctx, line);
+}
+
+int64_t wfs_ns(const struct timespec *ts)
+{
+	return (int64_t)ts->tv_sec * 1000000000 + ts->tv_nsec;
+}
+
+struct timespec wfs_timespec(int64_t ns)
+{
+	struct timespec ts = { .tv_sec = ns / 1000000000, .tv_nsec = ns % 1000000000 };
+
+	if (ts.tv_nsec < 0) {
+		ts.tv_nsec += 1000000000;
+		ts.tv_sec--;
+	}
+	return ts;
+}
+
+int64_t wfs_now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_REALTIME, &now);
+	return wfs_ns(&now);
+}
+
+const char *wfs_store_path(const struct wfs_store *store)
+{
+	return store->path;
+}
+
+/* ---- durability ---- */
+
+int wfs_store_flush_later(struct wfs_store *s, uint64_t data_file)
+{
+	int ret = 0;
+
+	pthread_mutex_lock(&s->flush_lock);
+	if (s->n_flush == s->flush_room) {
+		size_t room = s->flush_room ? 2 * s->flush_room : 16;
+		uint64_t *grown = reallocarray(s->flush, room, sizeof(*grown));
+
+		if (grown) {
+			s->flush = grown;
+			s->flush_room = room;
+		} else {
+			ret = -ENOMEM;
+		}
+	}
+	if (ret == 0)
+		s->flush[s->n_flush++] = data_file;
+	pthread_mutex_unlock(&s->flush_lock);
+	return ret;
+}
+
+static int flush_one(struct wfs_store *s, uint64_t data_file)
+{
+	struct wfs_datafile *df = wfs_datafile_get(&s->datafiles, data_file);
+	int ret;
+
+	if (!df)
+		return -ENOMEM;
+	ret = wfs_datafile_sync(&s->datafiles, df);
+	wfs_datafile_unref(&s->datafiles, df);
+	/* Gone: the inode was removed, or sealed into the database. */
+	return ret == -ENOENT ? 0 : ret;
+}
+
+/* Flush what was renamed over something; files that fail stay on the list. */
+static int flush_renamed(struct wfs_store *s)
+{
+	int ret = 0;
+
+	for (;;) {
+		uint64_t data_file;
+
+		pthread_mutex_lock(&s->flush_lock);
+		data_file = s->n_flush ? s->flush[--s->n_flush] : 0;
+		pthread_mutex_unlock(&s->flush_lock);
+		if (!data_file)
+			return ret;
+		ret = flush_one(s, data_file);
+		if (ret) {
+			wfs_store_flush_later(s, data_file);
+			return ret;
+		}
+	}
+}
+
+int wfs_store_sync(struct wfs_store *s)
+{
+	int ret = flush_renamed(s);
+
+	return ret ? ret : wfs_db_sync(&s->db);
+}
+
+int wfs_store_checkpoint(struct wfs_store *s, int min_pages)
+{
+	int ret = wfs_store_sync(s);
+
+	return ret ? ret : wfs_db_checkpoint(&s->db, min_pages);
+}
+
+/* ---- the directory ---- */
+
+static const char *const own_names[] = { "lock", "data", "weightfs.log", "weightfs.log.1",
+	"lost+found", "control" };
+
+static bool is_own_name(const char *name)
+{
+	for (size_t i = 0; i < WFS_ARRAY_SIZE(own_names); i++)
+		if (strcmp(name, own_names[i]) == 0)
+			return true;
+	return name[0] == '.' && (!name[1] || !strcmp(name, ".."));
+}
+
+/* Without a database: may a store be made here, or are there other things? */
+static int check_empty(int dir_fd, const char *path, struct wfs_err *err)
+{
+	WFS_AUTO_FREE char *other = NULL;
+	int fd = openat(dir_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	DIR *dir = fd >= 0 ? fdopendir(fd) : NULL;
+	struct dirent *e;
+
+	if (!dir)
+		return wfs_err_errno(err, -errno, "%s", path);
+	while ((e = readdir(dir)) && !other)
+		if (!is_own_name(e->d_name))
+			other = strdup(e->d_name);
+	closedir(dir);
+	if (other)
+		return wfs_err_set(err, -ENOTEMPTY, "not-a-store", WFS_NO_OFFSET,
+			"%s is no weightfs store and not empty (it has '%s'); name a new or an "
+			"empty directory", path, other);
+	return 0;
+}
+
+static int make_data_dirs(int dir_fd)
+{
+	if (mkdirat(dir_fd, "data", 0700) != 0 && errno != EEXIST)
+		return -errno;
+	for (unsigned i = 0; i < 256; i++) {
+		char name[16];
+
+		snprintf(name, sizeof(name), "data/%02x", i);
+		if (mkdirat(dir_fd, name, 0700) != 0 && errno != EEXIST)
+			return -errno;
+	}
+	return 0;
+}
+
+static int open_directory(struct wfs_store *s, const char *path, struct wfs_err *err)
+{
+	const struct wfs_store_options *o = &s->options;
+
+	if (o->mode == WFS_STORE_WRITE && o->create && mkdir(path, 0700) != 0 && errno != EEXIST)
+		return wfs_err_errno(err, -errno, "the store %s cannot be made", path);
+	s->dir_fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (s->dir_fd < 0 && errno == ENOENT)
+		return wfs_err_set(err, -ENOENT, "store-missing", WFS_NO_OFFSET,
+			"%s: no such store", path);
+	if (s->dir_fd < 0 && errno == ENOTDIR)
+		return wfs_err_set(err, -ENOTDIR, "not-a-directory", WFS_NO_OFFSET,
+			"%s is not a directory; a store is one", path);
+	if (s->dir_fd < 0)
+		return wfs_err_errno(err, -errno, "%s", path);
+	s->path = realpath(path, NULL);
+	return s->path ? 0 : wfs_err_errno(err, -errno, "%s", path);
+}
+
+/* ---- the lock ---- */
+
+static int read_pid(int fd)
+{
+	char text[32] = "";
+	ssize_t n = pread(fd, text, sizeof(text) - 1, 0);
+
+	return n > 0 ? atoi(text) : 0;
+}
+
+static int take_lock(struct wfs_store *s, struct wfs_err *err)
+{
+	char text[32];
+	int len;
+
+	s->lock_fd = openat(s->dir_fd, "lock", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+	if (s->lock_fd < 0)
+		return wfs_err_errno(err, -errno, "%s/lock", s->path);
+	if (flock(s->lock_fd, LOCK_EX | LOCK_NB) != 0) {
+		if (errno != EWOULDBLOCK)
+			return wfs_err_errno(err, -errno, "%s/lock", s->path);
+		return wfs_err_set(err, -EBUSY, "store-locked", WFS_NO_OFFSET,
+			"%s is in use by process %d; one mount at a time may write a store",
+			s->path, read_pid(s->lock_fd));
+	}
+	len = snprintf(text, sizeof(text), "%d\n", (int)getpid());
+	if (ftruncate(s->lock_fd, 0) != 0 || pwrite(s->lock_fd, text, (size_t)len, 0) != len)
+		return wfs_err_errno(err, -errno, "%s/lock", s->path);
+	return 0;
+}
+
+bool wfs_store_is_locked(const char *path, int *ret_pid)
+{
+	WFS_AUTO_FREE char *name = NULL;
+	WFS_AUTO_CLOSE int fd = -1;
+
+	*ret_pid = 0;
+	if (asprintf(&name, "%s/lock", path) < 0) {
+		name = NULL;
+		return false;
+	}
+	fd = open(name, O_RDONLY | O_CLOEXEC);
+	if (fd < 0 || flock(fd, LOCK_SH | LOCK_NB) == 0 || errno != EWOULDBLOCK)
+		return false;
+	*ret_pid = read_pid(fd);
+	return true;
+}
+
+/* ---- open and close ---- */
+
+static int has_database(struct wfs_store *s, bool *ret)
+{
+	struct stat st;
+
+	if (fstatat(s->dir_fd, "weightfs.db", &st, AT_SYMLINK_NOFOLLOW) == 0)
+		*ret = st.st_size > 0; /* 0: the process that made it died at once */
+	else if (errno == ENOENT)
+		*ret = false;
+	else
+		return -errno;
+	return 0;
+}
+
+static int insert_root(struct wfs_store *s)
+{
+	int64_t now = wfs_now_ns();
+	int ret = wfs_db_begin(&s->db);
+
+	if (ret)
+		return ret;
+	ret = wfs_db_run(&s->db, WFS_Q_INODE_INSERT, "iiiiiiiiiibo", (uint64_t)(S_IFDIR | 0755),
+		(uint64_t)geteuid(), (uint64_t)getegid(), UINT64_C(2), UINT64_C(0), UINT64_C(0),
+		now, now, now, now, NULL, (size_t)0, UINT64_C(0));
+	if (ret == 0)
+		ret = wfs_db_run(&s->db, WFS_Q_META_SET, "ti", "created_ns", now);
+	return wfs_db_end(&s->db, ret);
+}
+
+/* Crashed between the schema and the root: there is nothing to lose yet. */
+static int ensure_root(struct wfs_store *s)
+{
+	struct wfs_attr root;
+	int ret = wfs_name_getattr(s, WFS_ROOT_INO, &root);
+
+	if (ret != -ENOENT)
+		return ret;
+	ret = insert_root(s);
+	if (ret == 0 && fsync(s->dir_fd) != 0)
+		ret = -errno;
+	return ret;
+}
+
+static unsigned raise_file_limit(void)
+{
+	struct rlimit limit;
+
+	if (getrlimit(RLIMIT_NOFILE, &limit) != 0)
+		return 256;
+	if (limit.rlim_cur < limit.rlim_max) {
+		limit.rlim_cur = limit.rlim_max;
+		setrlimit(RLIMIT_NOFILE, &limit);
+		getrlimit(RLIMIT_NOFILE, &limit);
+	}
+	return (unsigned)WFS_MIN(limit.rlim_cur / 2, (rlim_t)4096);
+}
+
+static int open_database(struct wfs_store *s, struct wfs_err *err)
+{
+	bool writes = s->options.mode == WFS_STORE_WRITE;
+	bool exists = false;
+	int ret = has_database(s, &exists);
+
+	if (ret)
+		return wfs_err_errno(err, ret, "%s/weightfs.db", s->path);
+	if (!exists && !(writes && s->options.create)) {
+		ret = check_empty(s->dir_fd, s->path, err);
+		return ret ? ret : wfs_err_set(err, -ENOTEMPTY, "not-a-store", WFS_NO_OFFSET,
+			"%s is no weightfs store: it has no weightfs.db", s->path);
+	}
+	if (!exists)
+		ret = check_empty(s->dir_fd, s->path, err);
+	if (!ret && writes)
+		ret = take_lock(s, err);
+	if (!ret && !exists) {
+		ret = make_data_dirs(s->dir_fd);
+		if (ret)
+			return wfs_err_errno(err, ret, "%s/data", s->path);
+	}
+	s->db.log = s->options.log;
+	s->db.log_ctx = s->options.log_ctx;
+	return ret ? ret : wfs_db_open(&s->db, s->path, !writes, !exists, err);
+}
+
+static int open_data(struct wfs_store *s, struct wfs_err *err)
+{
+	int fd = openat(s->dir_fd, "data", O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+
+	if (fd < 0)
+		return wfs_err_errno(err, -errno, "%s/data", s->path);
+	wfs_datafiles_init(&s->datafiles, fd, s->db.read_only, raise_file_limit());
+	return 0;
+}
+
+static void free_store(struct wfs_store *s)
+{
+	if (s->dir_fd >= 0)
+		close(s->dir_fd);
+	if (s->lock_fd >= 0)
+		close(s->lock_fd); /* and with it the lock, last of all */
+	pthread_mutex_destroy(&s->files_lock);
+	pthread_mutex_destroy(&s->flush_lock);
+	pthread_mutex_destroy(&s->collect_lock);
+	free(s->flush);
+	free(s->path);
+	free(s);
+}
+
+static struct wfs_store *new_store(const struct wfs_store_options *options)
+{
+	struct wfs_store *s = calloc(1, sizeof(*s));
+
+	if (!s)
+		return NULL;
+	s->options = *options;
+	if (s->options.digest_bits == 0 || s->options.digest_bits > 128)
+		s->options.digest_bits = 128;
+	s->dir_fd = -1;
+	s->lock_fd = -1;
+	pthread_mutex_init(&s->files_lock, NULL);
+	pthread_mutex_init(&s->flush_lock, NULL);
+	pthread_mutex_init(&s->collect_lock, NULL);
+	return s;
+}
+
+int wfs_store_open(const char *path, const struct wfs_store_options *options,
+	struct wfs_store **ret, struct wfs_err *err)
+{
+	struct wfs_store *s = new_store(options);
+	int e;
+
+	if (!s)
+		return -ENOMEM;
+	e = open_directory(s, path, err);
+	if (!e)
+		e = open_database(s, err);
+	if (e) {
+		free_store(s);
+		return e;
+	}
+	e = open_data(s, err);
+	if (e) {
+		wfs_db_close(&s->db);
+		free_store(s);
+		return e;
+	}
+	if (!s->db.read_only)
+		e = ensure_root(s);
+	if (!e && !s->db.read_only)
+		e = wfs_recover(s, err);
+	if (e) {
+		wfs_err_set(err, e, e == -EUCLEAN ? "store-damaged" : "io", WFS_NO_OFFSET,
+			"%s: %s; run weightfs fsck", s->path, strerror(-e));
+		wfs_datafiles_release(&s->datafiles);
+		wfs_db_close(&s->db);
+		free_store(s);
+		return e;
+	}
+	*ret = s;
+	return 0;
+}
+
+/* An orderly end: everything on disk, and the store says so. */
+static int finish(struct wfs_store *s)
+{
+	int ret = wfs_recover_orphans(s);
+	int e = wfs_collect(s);
+
+	if (!ret)
+		ret = e;
+	e = wfs_recover_flush_dirty(s);
+	if (!ret)
+		ret = e;
+	e = wfs_store_sync(s);
+	if (!ret)
+		ret = e;
+	if (ret)
+		return ret;
+	ret = wfs_db_begin(&s->db);
+	if (ret)
+		return ret;
+	ret = wfs_db_run(&s->db, WFS_Q_META_SET, "ti", "clean", UINT64_C(1));
+	ret = wfs_db_end(&s->db, ret);
+	return ret ? ret : wfs_db_sync(&s->db);
+}
+
+int wfs_store_close(struct wfs_store *s)
+{
+	int ret = s->db.read_only ? 0 : finish(s);
+
+	if (ret)
+		wfs_store_log(s, "closing the store: %s; it recovers at the next mount",
+			strerror(-ret));
+	wfs_datafiles_release(&s->datafiles);
+	wfs_db_close(&s->db);
+	free_store(s);
+	return ret;
+}

@@ -1,0 +1,132 @@
+/*
+ * store.h - a store as a whole: make, open, lock, close, make durable, count.
+ *
+ * A store is a directory:
+ *   weightfs.db   SQLite, WAL; lib/schema.sql is its specification
+ *   data/xx/ID    data files
+ *   lock          flock'ed by the process that may write; holds its pid as text
+ *
+ * wfs_store_open(…, WFS_STORE_WRITE) takes the lock, recovers what an unclean
+ * stop left behind (lib/recover.h) and may be called once for a store in a
+ * process. WFS_STORE_READ takes no lock, changes nothing and works beside a
+ * writer: every call then sees one committed state of the database.
+ *
+ * All functions may be called from any thread once open has returned.
+ */
+#ifndef WFS_STORE_H
+#define WFS_STORE_H
+
+#include "lib/base.h"
+#include "lib/err.h"
+
+struct wfs_store;
+
+enum wfs_store_mode {
+	WFS_STORE_READ,  /* look only */
+	WFS_STORE_WRITE, /* the one writer */
+};
+
+/* How the gate treats .safetensors files; DESIGN §4. */
+enum wfs_validate {
+	WFS_VALIDATE_ON,     /* wrong is refused at close; wrong and incomplete at rename */
+	WFS_VALIDATE_STRICT, /* incomplete is refused at close, too */
+	WFS_VALIDATE_OFF,    /* only reported */
+};
+
+struct wfs_store_options {
+	enum wfs_store_mode mode;
+	bool create;            /* WRITE: make the store if `path` is missing or an empty directory */
+	enum wfs_validate validate;
+	unsigned digest_bits;   /* 0: all 128; fewer only in tests of collisions */
+	/* Where the store says what a person should know; NULL: nowhere. Called
+	 * from any thread, never with a lock of the store held. */
+	void (*log)(void *ctx, const char *line);
+	void *log_ctx;
+};
+
+/*
+ * Open the store at `path`. *ret is the caller's until wfs_store_close.
+ * Errors, each with a reason in *err:
+ *   -ENOENT   store-missing        no such directory (and !create)
+ *   -ENOTDIR  not-a-directory
+ *   -ENOTEMPTY not-a-store         a directory with other things in it, or without weightfs.db
+ *   -EINVAL   not-a-store          weightfs.db is not a database of weightfs
+ *   -EPROTONOSUPPORT store-version written by a version that this one does not know
+ *   -EBUSY    store-locked         another process has it open for writing; its pid is in the text
+ *   -EUCLEAN  store-damaged        the database is corrupt; says to run weightfs fsck
+ *   other     io                   a system call failed
+ */
+int wfs_store_open(const char *path, const struct wfs_store_options *options,
+	struct wfs_store **ret, struct wfs_err *err) WFS_WARN_UNUSED;
+
+/*
+ * Give back what is dead, make everything durable and mark the store clean
+ * (WRITE), then free it. No file of it may be in use. Returns 0, or the first
+ * error met; the store is freed in any case and recovers at the next open.
+ */
+int wfs_store_close(struct wfs_store *store);
+
+/*
+ * Wait until every change that returned before this call would survive a
+ * power cut: bytes of files renamed over others first, then the database.
+ * -EIO where the disk failed. Blocks on the disk, holds no lock meanwhile.
+ */
+int wfs_store_sync(struct wfs_store *store);
+
+/*
+ * wfs_store_sync, and if the database's log has grown past `min_pages` pages, move
+ * it into the database file. For a thread of the background.
+ */
+int wfs_store_checkpoint(struct wfs_store *store, int min_pages);
+
+/* The absolute path of the store. Borrowed. */
+const char *wfs_store_path(const struct wfs_store *store);
+
+/* Numbers of a store, each from one committed state. */
+struct wfs_store_stats {
+	uint64_t files;         /* regular inodes that have a name */
+	uint64_t directories;   /* the root included */
+	uint64_t dirty;         /* regular files that are not sealed yet */
+	uint64_t sealed;
+	uint64_t incomplete;    /* by the gate's last verdict */
+	uint64_t wrong;
+	uint64_t damaged;
+	uint64_t warned;        /* valid, but the README of the format is stricter */
+	uint64_t logical_bytes; /* sizes of all names of regular files added up: what `cp -r` to another disk would write */
+	uint64_t stored_bytes;  /* bytes of live objects and dirty files: what is kept once */
+	uint64_t dirty_bytes;   /* of these, in dirty files */
+	uint64_t pending_bytes; /* held by data files that wait to be given back (doomed), as disk blocks */
+	uint64_t disk_bytes;    /* disk blocks of data files and database */
+	uint64_t objects;
+	uint64_t manifests;
+	uint64_t data_files;
+	uint32_t format_version;
+};
+
+/* Cost is linear in the number of inodes and data files. 0 or -errno. */
+int wfs_store_stats(struct wfs_store *store, struct wfs_store_stats *ret, struct wfs_err *err);
+
+/* One file that a person should know about. */
+struct wfs_store_report {
+	const char *path;    /* from the root of the store, "/a/b"; one of its names; borrowed */
+	uint64_t ino;
+	uint64_t size;       /* bytes */
+	const char *state;   /* "dirty" or "sealed" */
+	const char *verdict; /* "none", "valid", "opaque", "incomplete", "wrong", "damaged" */
+	const char *reason;  /* stable name, or NULL */
+	const char *detail;  /* a sentence, or NULL */
+};
+
+/*
+ * Call `fn` for every dirty file and every file with a reason (incomplete,
+ * wrong, damaged, or valid with a warning), in order of inode. A return other
+ * than 0 from `fn` ends the walk and is returned.
+ */
+int wfs_store_each_report(struct wfs_store *store,
+	int (*fn)(void *ctx, const struct wfs_store_report *report), void *ctx,
+	struct wfs_err *err);
+
+/* True if a process (maybe this one) has the store at `path` open for writing; *ret_pid 0 if unknown. */
+bool wfs_store_is_locked(const char *path, int *ret_pid);
+
+#endif

@@ -1,0 +1,61 @@
+/*
+ * store_priv.h - struct wfs_store, for lib/ only.
+ *
+ * Lock order (docs/locking.md): collect_lock → a file's lock → db.lock →
+ * files_lock, flush_lock, datafiles.lock (the last three never together).
+ */
+#ifndef WFS_STORE_PRIV_H
+#define WFS_STORE_PRIV_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "lib/base.h"
+#include "lib/datafile.h"
+#include "lib/db.h"
+#include "lib/name.h"
+#include "lib/store.h"
+#include "lib/store_time.h"
+
+#define WFS_FILE_BUCKETS 1024
+
+struct wfs_file;
+
+struct wfs_store {
+	/* constant after open */
+	char *path; /* absolute */
+	struct wfs_store_options options;
+	int dir_fd;  /* STORE */
+	int lock_fd; /* STORE/lock, flock'ed; -1 when reading */
+	struct wfs_db db;
+	struct wfs_datafiles datafiles;
+
+	/* under files_lock */
+	pthread_mutex_t files_lock;
+	struct wfs_file *files[WFS_FILE_BUCKETS]; /* in use, by inode number */
+
+	/* Data files that the next wfs_store_sync must flush before the
+	 * database: of inodes that were renamed over others. Under flush_lock. */
+	pthread_mutex_t flush_lock;
+	uint64_t *flush;
+	size_t n_flush, flush_room;
+
+	pthread_mutex_t collect_lock; /* held by the one collector */
+	atomic_bool collect_wanted;
+	atomic_bool cannot_punch; /* the disk below has no hole punching */
+};
+
+void wfs_store_log(struct wfs_store *s, const char *fmt, ...) WFS_PRINTF(2, 3);
+
+/* Have the next sync flush this data file first. */
+int wfs_store_flush_later(struct wfs_store *s, uint64_t data_file);
+
+/* ---- pieces of lib/name.c that the lifecycle shares; within a transaction ---- */
+
+/* 1, 0 (no such inode) or -errno. Size and times of a dirty file are those of its data file. */
+int wfs_inode_get(struct wfs_store *s, uint64_t ino, struct wfs_attr *ret);
+
+/* Record a new data file in `state` and make it, empty. */
+int wfs_staging_create(struct wfs_store *s, uint64_t state, uint64_t *ret_id);
+
+#endif

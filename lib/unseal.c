@@ -1,0 +1,253 @@
+/* Sealed to dirty: lib/file_priv.h, DESIGN §4.5. */
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+
+#include "lib/datafile_state.h"
+#include "lib/file_priv.h"
+#include "lib/manifest.h"
+
+#define CHUNK ((size_t)1 << 20)
+
+/* ---- copying a content into a data file ---- */
+
+static int copy_part(struct wfs_content *from, int fd, uint64_t at, uint64_t len, char *buf)
+{
+	while (len > 0) {
+		ssize_t n = wfs_content_read(from, buf, WFS_MIN(CHUNK, len), at);
+		ssize_t put = n > 0 ? wfs_pwrite_some(fd, buf, (size_t)n, at) : n;
+
+		if (n == 0)
+			return -EIO;
+		if (put < n)
+			return put < 0 ? (int)put : -ENOSPC;
+		at += (uint64_t)n;
+		len -= (uint64_t)n;
+	}
+	return 0;
+}
+
+/* Of a whole file the disk can share the blocks; of others the data between the holes is copied. */
+static int copy_data(struct wfs_content *from, uint64_t length, int fd)
+{
+	WFS_AUTO_FREE char *buf = malloc(CHUNK);
+	int64_t begin = 0, end = 0;
+
+	if (!buf)
+		return -ENOMEM;
+	while ((uint64_t)end < length) {
+		int err;
+
+		begin = wfs_content_seek(from, (uint64_t)end, SEEK_DATA);
+		if (begin < 0 || (uint64_t)begin >= length)
+			return begin == -ENXIO || begin >= 0 ? 0 : (int)begin;
+		end = wfs_content_seek(from, (uint64_t)begin, SEEK_HOLE);
+		if (end < 0)
+			return (int)end;
+		end = (int64_t)WFS_MIN((uint64_t)end, length);
+		err = copy_part(from, fd, (uint64_t)begin, (uint64_t)(end - begin), buf);
+		if (err)
+			return err;
+	}
+	return 0;
+}
+
+static int reflink(struct wfs_content *from, int fd, uint64_t length)
+{
+	struct wfs_datafile *whole = wfs_content_whole(from);
+	off_t in_off = 0, out_off = 0;
+	int in_fd;
+
+	if (!whole)
+		return -EXDEV;
+	in_fd = wfs_datafile_use(from->table, whole);
+	if (in_fd < 0)
+		return in_fd;
+	while ((uint64_t)out_off < length) {
+		ssize_t n = copy_file_range(in_fd, &in_off, fd, &out_off, length - (uint64_t)out_off,
+			0);
+
+		if (n <= 0)
+			break;
+	}
+	wfs_datafile_unuse(from->table, whole);
+	return (uint64_t)out_off == length ? 0 : -EXDEV;
+}
+
+int wfs_content_copy(struct wfs_content *from, uint64_t length, struct wfs_datafile *to)
+{
+	int fd = wfs_datafile_use(from->table, to);
+	int ret;
+
+	if (fd < 0)
+		return fd;
+	ret = ftruncate(fd, (off_t)length) != 0 ? -errno : 0;
+	/* copy_file_range would fill holes: only where the whole file is data. */
+	if (!ret && wfs_content_seek(from, 0, SEEK_HOLE) >= (int64_t)length)
+		ret = reflink(from, fd, length);
+	else if (!ret)
+		ret = -EXDEV;
+	if (ret == -EXDEV)
+		ret = copy_data(from, length, fd);
+	wfs_datafile_unuse(from->table, to);
+	return ret;
+}
+
+/* ---- in place ---- */
+
+/* Within a transaction: the manifest and its objects go, the pack is staging again. */
+static int take_back(struct wfs_file *f, const struct wfs_content *old, uint64_t data_file)
+{
+	struct wfs_db *db = &f->store->db;
+	int ret = wfs_manifest_owns(db, old->manifest, data_file);
+
+	if (ret <= 0)
+		return ret ? ret : -EXDEV;
+	ret = wfs_db_run(db, WFS_Q_INODE_MAKE_DIRTY, "oii", data_file, old->size, f->ino);
+	if (ret == 0 && wfs_db_changes(db) != 1)
+		ret = -ESTALE;
+	if (ret == 0)
+		ret = wfs_manifest_unref(db, old->manifest);
+	while (ret == 0 && (ret = wfs_manifest_dismantle(db, old->manifest, 1000)) > 0)
+		ret = 0;
+	if (ret == 0)
+		ret = wfs_db_run(db, WFS_Q_DATA_STATE, "ii", (uint64_t)WFS_DATA_STAGING, data_file);
+	return ret;
+}
+
+static int trim(struct wfs_content *c, uint64_t size)
+{
+	uint64_t have;
+	int fd;
+	int ret = wfs_content_size(c, &have);
+
+	if (ret || have <= size)
+		return ret;
+	fd = wfs_datafile_use(c->table, c->staging);
+	if (fd < 0)
+		return fd;
+	ret = ftruncate(fd, (off_t)size) != 0 ? -errno : 0;
+	wfs_datafile_unuse(c->table, c->staging);
+	return ret;
+}
+
+static int set_mtime(struct wfs_file *f, uint64_t data_file, int64_t mtime_ns)
+{
+	struct timespec times[2] = { { .tv_nsec = UTIME_OMIT }, wfs_timespec(mtime_ns) };
+
+	return wfs_datafile_utimens(&f->store->datafiles, data_file, times);
+}
+
+/* -EXDEV where the data file is not this file's alone. */
+static int unseal_in_place(struct wfs_file *f, struct wfs_content *old, struct wfs_content **ret)
+{
+	struct wfs_datafile *df = wfs_content_whole(old);
+	struct wfs_store *s = f->store;
+	struct wfs_attr a;
+	struct wfs_content *new;
+	int err;
+
+	if (!df || wfs_datafile_is_collecting(&s->datafiles, df))
+		return -EXDEV;
+	new = wfs_content_new_staging(&s->datafiles, df->id);
+	err = new ? wfs_name_getattr(s, f->ino, &a) : -ENOMEM;
+	if (!err)
+		err = wfs_db_begin(&s->db);
+	if (!err)
+		err = wfs_db_end(&s->db, take_back(f, old, df->id));
+	/* Before its first write: a power cut must not find a sealed file with other bytes. */
+	if (!err)
+		err = wfs_db_sync(&s->db);
+	if (!err)
+		err = trim(new, old->size);
+	if (!err)
+		err = set_mtime(f, df->id, a.mtime_ns);
+	if (err)
+		wfs_content_unref(new);
+	else
+		*ret = new;
+	return err;
+}
+
+/* ---- by a copy ---- */
+
+static int new_filling(struct wfs_store *s, uint64_t *ret)
+{
+	int err = wfs_db_begin(&s->db);
+
+	return err ? err : wfs_db_end(&s->db, wfs_staging_create(s, WFS_DATA_FILLING, ret));
+}
+
+static int publish(struct wfs_file *f, const struct wfs_content *old, uint64_t data_file,
+	uint64_t size)
+{
+	struct wfs_db *db = &f->store->db;
+	int ret = wfs_db_run(db, WFS_Q_INODE_MAKE_DIRTY, "oii", data_file, size, f->ino);
+
+	if (ret == 0 && wfs_db_changes(db) != 1)
+		ret = -ESTALE;
+	if (ret == 0 && old->manifest)
+		ret = wfs_manifest_unref(db, old->manifest);
+	if (ret == 0)
+		ret = wfs_db_run(db, WFS_Q_DATA_STATE, "ii", (uint64_t)WFS_DATA_STAGING, data_file);
+	return ret;
+}
+
+static void abandon(struct wfs_store *s, uint64_t data_file)
+{
+	int ret = wfs_db_begin(&s->db);
+
+	if (ret == 0)
+		ret = wfs_db_end(&s->db, wfs_db_run(&s->db, WFS_Q_DATA_STATE, "ii",
+			(uint64_t)WFS_DATA_DOOMED, data_file));
+	if (ret == 0)
+		atomic_store(&s->collect_wanted, true);
+}
+
+static int fill(struct wfs_file *f, struct wfs_content *old, uint64_t length,
+	struct wfs_content *new)
+{
+	struct wfs_attr a;
+	int err = wfs_content_copy(old, length, new->staging);
+
+	if (!err)
+		err = wfs_name_getattr(f->store, f->ino, &a);
+	/* Until somebody writes, the file is as old as it was. */
+	return err ? err : set_mtime(f, new->staging->id, a.mtime_ns);
+}
+
+static int unseal_by_copy(struct wfs_file *f, struct wfs_content *old, uint64_t length,
+	struct wfs_content **ret)
+{
+	struct wfs_store *s = f->store;
+	struct wfs_content *new;
+	uint64_t id;
+	int err = new_filling(s, &id);
+
+	if (err)
+		return err;
+	new = wfs_content_new_staging(&s->datafiles, id);
+	err = new ? fill(f, old, length, new) : -ENOMEM;
+	if (!err)
+		err = wfs_db_begin(&s->db);
+	if (!err)
+		err = wfs_db_end(&s->db, publish(f, old, id, length));
+	if (err) {
+		wfs_content_unref(new);
+		abandon(s, id);
+		return err;
+	}
+	atomic_store(&s->collect_wanted, true);
+	*ret = new;
+	return 0;
+}
+
+int wfs_unseal(struct wfs_file *f, struct wfs_content *old, uint64_t keep,
+	struct wfs_content **ret)
+{
+	uint64_t length = WFS_MIN(keep, old->size);
+	/* With nothing to keep, a new file: the old bytes stay until that is durable. */
+	int err = length > 0 ? unseal_in_place(f, old, ret) : -EXDEV;
+
+	return err == -EXDEV ? unseal_by_copy(f, old, length, ret) : err;
+}

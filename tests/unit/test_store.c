@@ -1,0 +1,269 @@
+/* Opening a store: made, refused, locked, migrated, brought back after a crash. */
+#include <sys/wait.h>
+
+#include "tests/unit/store_fixture.h"
+#include "lib/db.h"
+
+static int try_open(const char *path, enum wfs_store_mode mode, bool create, const char **ret_reason)
+{
+	struct wfs_store_options options = { .mode = mode, .create = create };
+	struct wfs_err err = WFS_ERR_INIT;
+	struct wfs_store *store;
+	int ret = wfs_store_open(path, &options, &store, &err);
+
+	*ret_reason = err.reason;
+	if (ret == 0)
+		wfs_store_close(store);
+	else
+		assert_true(err.text[0] != '\0');
+	return ret;
+}
+
+static void sql(const char *store, const char *text)
+{
+	char *path = wfs_test_path(store, "weightfs.db");
+	sqlite3 *db;
+
+	assert_int_equal(sqlite3_open(path, &db), SQLITE_OK);
+	assert_int_equal(sqlite3_exec(db, text, NULL, NULL, NULL), SQLITE_OK);
+	sqlite3_close(db);
+	free(path);
+}
+
+static void test_missing(void **state)
+{
+	struct fixture *f = *state;
+	char *path = wfs_test_path(f->dir, "nowhere");
+	const char *reason;
+
+	assert_int_equal(try_open(path, WFS_STORE_READ, false, &reason), -ENOENT);
+	assert_string_equal(reason, "store-missing");
+	assert_int_equal(try_open(path, WFS_STORE_WRITE, false, &reason), -ENOENT);
+	assert_int_equal(access(path, F_OK), -1);
+	free(path);
+}
+
+static void test_not_a_store(void **state)
+{
+	struct fixture *f = *state;
+	char *dir = wfs_test_path(f->dir, "full");
+	char *file = wfs_test_path(dir, "letter");
+	const char *reason;
+
+	assert_int_equal(mkdir(dir, 0700), 0);
+	wfs_test_write(file, "dear", 4);
+	assert_int_equal(try_open(dir, WFS_STORE_WRITE, true, &reason), -ENOTEMPTY);
+	assert_string_equal(reason, "not-a-store");
+	assert_int_equal(try_open(dir, WFS_STORE_READ, false, &reason), -ENOTEMPTY);
+	assert_int_equal(try_open(file, WFS_STORE_WRITE, true, &reason), -ENOTDIR);
+	assert_string_equal(reason, "not-a-directory");
+	free(file);
+	free(dir);
+}
+
+static void test_other_database(void **state)
+{
+	struct fixture *f = *state;
+	char *dir = wfs_test_path(f->dir, "other");
+	char *file = wfs_test_path(dir, "weightfs.db");
+	const char *reason;
+
+	assert_int_equal(mkdir(dir, 0700), 0);
+	sql(dir, "CREATE TABLE t (x)");
+	assert_int_equal(try_open(dir, WFS_STORE_WRITE, true, &reason), -EINVAL);
+	assert_string_equal(reason, "not-a-store");
+	wfs_test_write(file, "this is no database, and long enough to be looked at", 52);
+	assert_int_equal(try_open(dir, WFS_STORE_WRITE, true, &reason), -EINVAL);
+	assert_string_equal(reason, "not-a-store");
+	free(file);
+	free(dir);
+}
+
+static void test_version(void **state)
+{
+	struct fixture *f = *state;
+	const char *reason;
+
+	assert_int_equal(wfs_store_close(f->store), 0);
+	f->store = NULL;
+	sql(f->path, "PRAGMA user_version = 99");
+	assert_int_equal(try_open(f->path, WFS_STORE_WRITE, true, &reason), -EPROTONOSUPPORT);
+	assert_string_equal(reason, "store-version");
+	assert_int_equal(try_open(f->path, WFS_STORE_READ, false, &reason), -EPROTONOSUPPORT);
+	sql(f->path, "PRAGMA user_version = 0");
+	assert_int_equal(try_open(f->path, WFS_STORE_WRITE, true, &reason), -EPROTONOSUPPORT);
+	sql(f->path, "PRAGMA user_version = 1");
+	assert_int_equal(try_open(f->path, WFS_STORE_WRITE, true, &reason), 0);
+}
+
+static void test_migration(void **state)
+{
+	static const struct wfs_db_migration steps[] = {
+		{ 3, "INSERT INTO t VALUES ('three')" },
+		{ 2, "CREATE TABLE t (x)" },
+		{ 4, "INSERT INTO t VALUES ('four'); INSERT INTO no_such_table VALUES (1)" },
+	};
+	struct wfs_err err = WFS_ERR_INIT;
+	sqlite3_stmt *stmt;
+	sqlite3 *db;
+
+	(void)state;
+	assert_int_equal(sqlite3_open(":memory:", &db), SQLITE_OK);
+	assert_int_equal(wfs_db_migrate(db, 1, 3, steps, 3, &err), 0);
+	/* The step to 4 fails in its middle: nothing of it stays. */
+	assert_true(wfs_db_migrate(db, 3, 4, steps, 3, &err) < 0);
+	assert_string_equal(err.reason, "store-migration");
+	sqlite3_prepare_v2(db, "SELECT count(*), max(x), (SELECT user_version FROM "
+		"pragma_user_version) FROM t", -1, &stmt, NULL);
+	assert_int_equal(sqlite3_step(stmt), SQLITE_ROW);
+	assert_int_equal(sqlite3_column_int(stmt, 0), 1);
+	assert_string_equal((const char *)sqlite3_column_text(stmt, 1), "three");
+	assert_int_equal(sqlite3_column_int(stmt, 2), 3);
+	sqlite3_finalize(stmt);
+	/* No step leads on. */
+	wfs_err_clear(&err);
+	assert_int_equal(wfs_db_migrate(db, 3, 9, steps, 2, &err), -EPROTONOSUPPORT);
+	assert_string_equal(err.reason, "store-version");
+	sqlite3_close(db);
+}
+
+/* flock is the open file's, not the process's: one process will do. */
+static void test_locked(void **state)
+{
+	struct fixture *f = *state;
+	const char *reason;
+	int pid;
+
+	assert_true(wfs_store_is_locked(f->path, &pid));
+	assert_int_equal(pid, getpid());
+	assert_int_equal(try_open(f->path, WFS_STORE_WRITE, true, &reason), -EBUSY);
+	assert_string_equal(reason, "store-locked");
+	/* Who only looks needs no lock. */
+	assert_int_equal(try_open(f->path, WFS_STORE_READ, false, &reason), 0);
+	assert_int_equal(wfs_store_close(f->store), 0);
+	f->store = NULL;
+	assert_false(wfs_store_is_locked(f->path, &pid));
+}
+
+/* A process that dies with dirty files, an orphan and half a copy. */
+static void crash_in_child(struct fixture *f, void (*work)(struct fixture *f))
+{
+	pid_t pid;
+	int status;
+
+	assert_int_equal(wfs_store_close(f->store), 0);
+	f->store = NULL;
+	pid = fork();
+	if (pid == 0) {
+		f->store = open_store(f->path, 0);
+		work(f);
+		_exit(0); /* without closing the store */
+	}
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(status, 0);
+	f->store = open_store(f->path, 0);
+}
+
+static void leave_things(struct fixture *f)
+{
+	uint64_t ino = make(f, WFS_ROOT_INO, "dirty", S_IFREG | 0600);
+	bool gone;
+
+	write_at(f, ino, "half a thought", 14, 0);
+	make(f, WFS_ROOT_INO, "orphan", S_IFREG | 0600);
+	if (wfs_name_unlink(f->store, WFS_ROOT_INO, "orphan", &ino, &gone) != 0)
+		_exit(1);
+	put(f, "sealed", "whole", 5);
+}
+
+static void test_crash(void **state)
+{
+	struct fixture *f = *state;
+	struct wfs_attr a;
+
+	crash_in_child(f, leave_things);
+	assert_int_equal(wfs_name_lookup(f->store, WFS_ROOT_INO, "dirty", &a), 0);
+	assert_int_equal(a.size, 14);
+	assert_true(a.data_file != 0);
+	check_bytes(f, a.ino, "half a thought", 14);
+	seal(f, a.ino);
+	check_bytes(f, a.ino, "half a thought", 14);
+	assert_int_equal(wfs_name_lookup(f->store, WFS_ROOT_INO, "sealed", &a), 0);
+	check_bytes(f, a.ino, "whole", 5);
+	assert_int_equal(stats(f).files, 2);
+}
+
+static void lose_staging(struct fixture *f)
+{
+	uint64_t ino = make(f, WFS_ROOT_INO, "lost", S_IFREG | 0600);
+	struct wfs_attr a;
+	char *path;
+
+	write_at(f, ino, "bytes", 5, 0);
+	if (wfs_name_getattr(f->store, ino, &a) != 0)
+		_exit(1);
+	path = wfs_test_path(f->path, "data/%02x/%016llx", (unsigned)(a.data_file & 0xff),
+		(unsigned long long)a.data_file);
+	if (unlink(path) != 0)
+		_exit(1);
+}
+
+/* Bytes that are gone are named, and never read as something else. */
+static void test_damaged(void **state)
+{
+	struct fixture *f = *state;
+	struct wfs_file *file;
+	struct wfs_attr a;
+	uint64_t ino;
+	bool gone;
+
+	crash_in_child(f, lose_staging);
+	assert_int_equal(stats(f).damaged, 1);
+	assert_int_equal(wfs_name_lookup(f->store, WFS_ROOT_INO, "lost", &a), 0);
+	assert_int_equal(a.verdict, WFS_VERDICT_DAMAGED);
+	assert_int_equal(wfs_file_get(f->store, a.ino, &file), -EIO);
+	assert_int_equal(wfs_name_unlink(f->store, WFS_ROOT_INO, "lost", &ino, &gone), 0);
+	assert_int_equal(wfs_name_drop(f->store, &ino, 1), 0);
+}
+
+static void make_stray(struct fixture *f)
+{
+	uint64_t ino = make(f, WFS_ROOT_INO, "x", S_IFREG | 0600);
+	struct wfs_attr a;
+	char *path;
+
+	if (wfs_name_getattr(f->store, ino, &a) != 0)
+		_exit(1);
+	/* As a crash between the making of a data file and the commit of its row. */
+	path = wfs_test_path(f->path, "data/%02x/%016llx", (unsigned)((a.data_file + 1) & 0xff),
+		(unsigned long long)a.data_file + 1);
+	wfs_test_write(path, "left over", 9);
+}
+
+static void test_uncommitted_data_file(void **state)
+{
+	struct fixture *f = *state;
+	struct wfs_attr a;
+
+	crash_in_child(f, make_stray);
+	assert_int_equal(wfs_name_lookup(f->store, WFS_ROOT_INO, "x", &a), 0);
+	seal(f, a.ino);
+	/* tear_down's fsck finds a stray if there is one. */
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test_setup_teardown(test_missing, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_not_a_store, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_other_database, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_version, set_up, tear_down),
+		cmocka_unit_test(test_migration),
+		cmocka_unit_test_setup_teardown(test_locked, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_crash, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_damaged, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_uncommitted_data_file, set_up, tear_down),
+	};
+
+	return cmocka_run_group_tests_name("store", tests, NULL, NULL);
+}
