@@ -1,0 +1,142 @@
+/*
+ * driver.h - what the files of fs/ share: the mount, its tables, its pool.
+ *
+ * A request comes in on one of the threads of fs/loop.c, is decided in one of
+ * the op_*.c files and answered there, once, as the last thing: after a reply
+ * the kernel may do anything with the inode. No lock of fs/ or lib/ is held
+ * across a reply or across I/O on data (docs/locking.md).
+ */
+#ifndef WFS_DRIVER_H
+#define WFS_DRIVER_H
+
+#define FUSE_USE_VERSION 314
+#include <fuse_lowlevel.h>
+#include <semaphore.h>
+#include <stdatomic.h>
+
+#include "fs/inode.h"
+#include "fs/log.h"
+#include "fs/session.h"
+#include "fs/work.h"
+#include "lib/file.h"
+#include "lib/name.h"
+
+/* Seconds for which the kernel may keep names and attributes: only this mount changes them. */
+#define WFS_CACHE_SECONDS (86400.0 * 3650)
+
+/* Bytes of the largest read or write request. */
+#define WFS_MAX_IO (1u << 20)
+
+struct wfs_driver {
+	const struct wfs_mount_options *options; /* constant */
+	struct wfs_store *store;                 /* constant */
+	struct fuse_session *session;            /* constant */
+	struct wfs_log log;
+	struct wfs_inodes inodes;
+	struct wfs_work work;
+	sem_t loop_ends;                         /* posted when the threads of the loop are to end */
+	char *mountpoint;                        /* absolute; constant */
+	int ready_fd;                            /* pipe to the waiting parent, -1: none */
+};
+
+/* One open(2) of a regular file; fi->fh. */
+struct wfs_handle {
+	struct wfs_file *file;
+	bool writes;
+	atomic_bool wrote; /* since the gate last let it pass */
+};
+
+static inline struct wfs_driver *wfs_driver_of(fuse_req_t req)
+{
+	return fuse_req_userdata(req);
+}
+
+static inline struct wfs_handle *wfs_handle_of(const struct fuse_file_info *fi)
+{
+	return (struct wfs_handle *)(uintptr_t)fi->fh;
+}
+
+/* ---- op_attr.c ---- */
+
+void wfs_fill_stat(const struct wfs_attr *a, struct stat *st);
+/* Does not count the lookup. */
+void wfs_fill_entry(const struct wfs_attr *a, struct fuse_entry_param *e);
+/* Count a lookup of the inode, then reply with it; undo if the kernel is not there to take it. */
+void wfs_reply_entry(fuse_req_t req, const struct wfs_attr *a);
+
+/* ---- op_file.c ---- */
+
+/* Handle for an open with these flags; counts as writer. 0 or -errno. */
+int wfs_handle_new(struct wfs_driver *d, uint64_t ino, int flags, struct wfs_handle **ret);
+/* The end of a handle: may start a seal. */
+void wfs_handle_free(struct wfs_driver *d, struct wfs_handle *h);
+/* Log, with its path, that the gate refused a file. */
+void wfs_log_refusal(struct wfs_driver *d, uint64_t ino, const char *what,
+	const struct wfs_err *err);
+
+/* Free what a thread of the loop keeps for itself. */
+void wfs_thread_end(void);
+
+/* ---- op_name.c ---- */
+
+/* Attributes of a new inode for this caller. */
+struct wfs_new wfs_new_for(fuse_req_t req, mode_t mode);
+/* An inode lost its last name: it is dropped when the kernel has forgotten it. */
+void wfs_inode_gone(struct wfs_driver *d, uint64_t ino);
+void wfs_forget(struct wfs_driver *d, uint64_t ino, uint64_t n);
+
+/* ---- op_tmpfile.c ---- */
+
+/* libfuse 3.14 does not know FUSE_TMPFILE. True if the raw request was one, and has been answered. */
+bool wfs_try_tmpfile(struct wfs_driver *d, const void *request, size_t size);
+
+/* The table of operations. */
+extern const struct fuse_lowlevel_ops wfs_ops;
+
+void wfs_op_lookup(fuse_req_t req, fuse_ino_t parent, const char *name);
+void wfs_op_forget(fuse_req_t req, fuse_ino_t ino, uint64_t nlookup);
+void wfs_op_forget_multi(fuse_req_t req, size_t count, struct fuse_forget_data *forgets);
+void wfs_op_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
+void wfs_op_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set,
+	struct fuse_file_info *fi);
+void wfs_op_readlink(fuse_req_t req, fuse_ino_t ino);
+void wfs_op_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, dev_t rdev);
+void wfs_op_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode);
+void wfs_op_unlink(fuse_req_t req, fuse_ino_t parent, const char *name);
+void wfs_op_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name);
+void wfs_op_symlink(fuse_req_t req, const char *target, fuse_ino_t parent, const char *name);
+void wfs_op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t newparent,
+	const char *newname, unsigned int flags);
+void wfs_op_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t newparent, const char *newname);
+void wfs_op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
+void wfs_op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode,
+	struct fuse_file_info *fi);
+void wfs_op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
+	struct fuse_file_info *fi);
+void wfs_op_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_t off,
+	struct fuse_file_info *fi);
+void wfs_op_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
+void wfs_op_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
+void wfs_op_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi);
+void wfs_op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t offset, off_t length,
+	struct fuse_file_info *fi);
+void wfs_op_lseek(fuse_req_t req, fuse_ino_t ino, off_t off, int whence,
+	struct fuse_file_info *fi);
+void wfs_op_copy_file_range(fuse_req_t req, fuse_ino_t ino_in, off_t off_in,
+	struct fuse_file_info *fi_in, fuse_ino_t ino_out, off_t off_out,
+	struct fuse_file_info *fi_out, size_t len, int flags);
+void wfs_op_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
+void wfs_op_readdir(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
+	struct fuse_file_info *fi);
+void wfs_op_readdirplus(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
+	struct fuse_file_info *fi);
+void wfs_op_releasedir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
+void wfs_op_fsyncdir(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi);
+void wfs_op_statfs(fuse_req_t req, fuse_ino_t ino);
+void wfs_op_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const char *value,
+	size_t size, int flags);
+void wfs_op_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t size);
+void wfs_op_listxattr(fuse_req_t req, fuse_ino_t ino, size_t size);
+void wfs_op_removexattr(fuse_req_t req, fuse_ino_t ino, const char *name);
+
+#endif

@@ -1,0 +1,42 @@
+/*
+ * inode.h - which inodes the kernel knows, and how often it was told of them.
+ *
+ * The kernel counts the entries that name an inode and gives counts back with
+ * FORGET. An inode without a name (nlink 0) is dropped from the store when the
+ * count is back at 0: until then somebody may have it open. Unmounting sends no
+ * FORGET; what is left then is the store's to drop (lib/recover.h).
+ *
+ * Any thread; the lock is the table's own and the last of all.
+ */
+#ifndef WFS_INODE_H
+#define WFS_INODE_H
+
+#include <pthread.h>
+
+#include "lib/base.h"
+
+struct wfs_inode_node {
+	uint64_t ino;
+	uint64_t nlookup; /* > 0 */
+	bool gone;        /* its last name was removed */
+	struct wfs_inode_node *next;
+};
+
+struct wfs_inodes {
+	pthread_mutex_t lock;
+	/* under lock */
+	struct wfs_inode_node **buckets; /* a power of two */
+	size_t n_buckets, n;
+};
+
+int wfs_inodes_init(struct wfs_inodes *t);
+void wfs_inodes_release(struct wfs_inodes *t);
+
+/* The kernel is about to be told of the inode. -ENOMEM. */
+int wfs_inodes_lookup(struct wfs_inodes *t, uint64_t ino);
+/* Take n counts back. True if the inode is gone and nobody knows it any more. */
+bool wfs_inodes_forget(struct wfs_inodes *t, uint64_t ino, uint64_t n);
+/* It has no name any more (or again, with `gone` false). True as forget. */
+bool wfs_inodes_set_gone(struct wfs_inodes *t, uint64_t ino, bool gone);
+
+#endif

@@ -1,0 +1,239 @@
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+
+#include "fs/driver.h"
+#include "lib/gate.h"
+
+/* The most that a reply to copy_file_range can count, in whole pages. */
+#define COPY_REPLY_MAX (UINT32_MAX & ~4095u)
+
+/* ---- handles ---- */
+
+static bool wants_to_write(int flags)
+{
+	return (flags & O_ACCMODE) != O_RDONLY;
+}
+
+int wfs_handle_new(struct wfs_driver *d, uint64_t ino, int flags, struct wfs_handle **ret)
+{
+	struct wfs_handle *h = calloc(1, sizeof(*h));
+	int err = h ? wfs_file_get(d->store, ino, &h->file) : -ENOMEM;
+
+	if (err) {
+		free(h);
+		return err;
+	}
+	h->writes = wants_to_write(flags) || flags & O_TRUNC;
+	atomic_init(&h->wrote, false);
+	wfs_file_open(h->file, h->writes);
+	if (flags & O_TRUNC) {
+		err = wfs_file_truncate(h->file, 0);
+		atomic_store(&h->wrote, true);
+	}
+	if (err)
+		wfs_handle_free(d, h);
+	else
+		*ret = h;
+	return err;
+}
+
+void wfs_handle_free(struct wfs_driver *d, struct wfs_handle *h)
+{
+	uint64_t ino = wfs_file_ino(h->file);
+
+	/* A mapping may have written after the last close(2): nobody is there to be told. */
+	if (atomic_load(&h->wrote))
+		wfs_gate_close(d->store, h->file, NULL);
+	if (wfs_file_close(h->file, h->writes))
+		wfs_work_seal_later(&d->work, ino);
+	wfs_file_unref(h->file);
+	free(h);
+}
+
+void wfs_log_refusal(struct wfs_driver *d, uint64_t ino, const char *what,
+	const struct wfs_err *err)
+{
+	WFS_AUTO_FREE char *path = NULL;
+
+	if (wfs_name_path(d->store, ino, &path) != 0)
+		return;
+	wfs_log(&d->log, "%s refused: %s: %s: %s", what, path, err->reason ? err->reason : "?",
+		err->text);
+}
+
+/* ---- open and close ---- */
+
+static void set_caching(struct fuse_file_info *fi)
+{
+	/* Every change of the bytes goes through the kernel's own page cache. */
+	fi->keep_cache = 1;
+}
+
+void wfs_op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+	struct wfs_driver *d = wfs_driver_of(req);
+	struct wfs_handle *h;
+	int err = wfs_handle_new(d, ino, fi->flags, &h);
+
+	if (err) {
+		fuse_reply_err(req, -err);
+		return;
+	}
+	fi->fh = (uintptr_t)h;
+	set_caching(fi);
+	if (fuse_reply_open(req, fi) == -ENOENT) /* interrupted: no RELEASE will come */
+		wfs_handle_free(d, h);
+}
+
+void wfs_op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode,
+	struct fuse_file_info *fi)
+{
+	struct wfs_driver *d = wfs_driver_of(req);
+	struct wfs_new new = wfs_new_for(req, (mode & ~(mode_t)S_IFMT) | S_IFREG);
+	struct fuse_entry_param e;
+	struct wfs_handle *h;
+	struct wfs_attr a;
+	int err = wfs_name_create(d->store, parent, name, &new, &a);
+
+	if (!err)
+		err = wfs_handle_new(d, a.ino, (fi->flags & ~O_TRUNC) | O_WRONLY, &h);
+	if (!err) {
+		err = wfs_inodes_lookup(&d->inodes, a.ino);
+		if (err)
+			wfs_handle_free(d, h);
+	}
+	if (err) {
+		fuse_reply_err(req, -err);
+		return;
+	}
+	fi->fh = (uintptr_t)h;
+	set_caching(fi);
+	wfs_fill_entry(&a, &e);
+	if (fuse_reply_create(req, &e, fi) == -ENOENT) {
+		wfs_handle_free(d, h);
+		wfs_forget(d, a.ino, 1);
+	}
+}
+
+void wfs_op_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+	struct wfs_driver *d = wfs_driver_of(req);
+	struct wfs_handle *h = wfs_handle_of(fi);
+	struct wfs_err why = WFS_ERR_INIT;
+	int err = 0;
+
+	if (atomic_load(&h->wrote)) {
+		err = wfs_gate_close(d->store, h->file, &why);
+		if (!err)
+			atomic_store(&h->wrote, false);
+	}
+	if (err == -EBADMSG)
+		wfs_log_refusal(d, ino, "close", &why);
+	fuse_reply_err(req, -err);
+}
+
+void wfs_op_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+	(void)ino;
+	wfs_handle_free(wfs_driver_of(req), wfs_handle_of(fi));
+	fuse_reply_err(req, 0);
+}
+
+void wfs_op_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi)
+{
+	(void)ino;
+	(void)datasync;
+	fuse_reply_err(req, -wfs_file_sync(wfs_handle_of(fi)->file));
+}
+
+/* ---- bytes ---- */
+
+/* One buffer for each thread that serves, for as long as it lives. */
+static __thread struct {
+	char *bytes;
+} read_buffer;
+
+static char *get_read_buffer(size_t size)
+{
+	if (!read_buffer.bytes)
+		read_buffer.bytes = malloc(WFS_MAX_IO);
+	return size <= WFS_MAX_IO ? read_buffer.bytes : NULL;
+}
+
+void wfs_thread_end(void)
+{
+	free(read_buffer.bytes);
+	read_buffer.bytes = NULL;
+}
+
+void wfs_op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
+	struct fuse_file_info *fi)
+{
+	char *buf = get_read_buffer(size);
+	ssize_t n = -ENOMEM;
+
+	(void)ino;
+	if (buf)
+		n = wfs_file_read(wfs_handle_of(fi)->file, buf, size, (uint64_t)off);
+	if (n < 0)
+		fuse_reply_err(req, (int)(n == -ENOENT ? EIO : -n));
+	else
+		fuse_reply_buf(req, buf, (size_t)n);
+}
+
+void wfs_op_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_t off,
+	struct fuse_file_info *fi)
+{
+	struct wfs_handle *h = wfs_handle_of(fi);
+	ssize_t n = wfs_file_write(h->file, buf, size, (uint64_t)off);
+
+	(void)ino;
+	atomic_store(&h->wrote, true);
+	if (n < 0)
+		fuse_reply_err(req, (int)-n);
+	else
+		fuse_reply_write(req, (size_t)n);
+}
+
+void wfs_op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t offset, off_t length,
+	struct fuse_file_info *fi)
+{
+	struct wfs_handle *h = wfs_handle_of(fi);
+
+	(void)ino;
+	atomic_store(&h->wrote, true);
+	fuse_reply_err(req,
+		-wfs_file_fallocate(h->file, mode, (uint64_t)offset, (uint64_t)length));
+}
+
+void wfs_op_lseek(fuse_req_t req, fuse_ino_t ino, off_t off, int whence, struct fuse_file_info *fi)
+{
+	int64_t found = wfs_file_seek(wfs_handle_of(fi)->file, (uint64_t)off, whence);
+
+	(void)ino;
+	if (found < 0)
+		fuse_reply_err(req, (int)-found);
+	else
+		fuse_reply_lseek(req, found);
+}
+
+void wfs_op_copy_file_range(fuse_req_t req, fuse_ino_t ino_in, off_t off_in,
+	struct fuse_file_info *fi_in, fuse_ino_t ino_out, off_t off_out,
+	struct fuse_file_info *fi_out, size_t len, int flags)
+{
+	struct wfs_handle *in = wfs_handle_of(fi_in), *out = wfs_handle_of(fi_out);
+	ssize_t n = wfs_file_copy(in->file, (uint64_t)off_in, out->file, (uint64_t)off_out, len);
+
+	(void)ino_in;
+	(void)ino_out;
+	(void)flags;
+	if (n < 0) {
+		fuse_reply_err(req, (int)-n);
+		return;
+	}
+	if (n > 0)
+		atomic_store(&out->wrote, true);
+	/* A clone is whole at once, whatever is said here; the rest is asked for and is there. */
+	fuse_reply_write(req, WFS_MIN((size_t)n, (size_t)COPY_REPLY_MAX));
+}

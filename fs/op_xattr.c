@@ -1,0 +1,46 @@
+#include <errno.h>
+
+#include "fs/driver.h"
+
+void wfs_op_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const char *value,
+	size_t size, int flags)
+{
+	fuse_reply_err(req,
+		-wfs_xattr_set(wfs_driver_of(req)->store, ino, name, value, size, flags));
+}
+
+void wfs_op_removexattr(fuse_req_t req, fuse_ino_t ino, const char *name)
+{
+	fuse_reply_err(req, -wfs_xattr_remove(wfs_driver_of(req)->store, ino, name));
+}
+
+/* size 0 asks how much there is. */
+static void reply_bytes(fuse_req_t req, int err, const void *bytes, size_t have, size_t size)
+{
+	if (err)
+		fuse_reply_err(req, -err);
+	else if (size == 0)
+		fuse_reply_xattr(req, have);
+	else if (have > size)
+		fuse_reply_err(req, ERANGE);
+	else
+		fuse_reply_buf(req, bytes, have);
+}
+
+void wfs_op_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t size)
+{
+	WFS_AUTO_FREE void *value = NULL;
+	size_t have = 0;
+	int err = wfs_xattr_get(wfs_driver_of(req)->store, ino, name, &value, &have);
+
+	reply_bytes(req, err, value, have, size);
+}
+
+void wfs_op_listxattr(fuse_req_t req, fuse_ino_t ino, size_t size)
+{
+	WFS_AUTO_FREE char *list = NULL;
+	size_t have = 0;
+	int err = wfs_xattr_list(wfs_driver_of(req)->store, ino, &list, &have);
+
+	reply_bytes(req, err, list, have, size);
+}

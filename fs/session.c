@@ -1,0 +1,373 @@
+#include "fs/session.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "fs/driver.h"
+#include "fs/loop.h"
+#include "fs/unmount.h"
+
+#define THREADS 16
+
+/* ---- libfuse ---- */
+
+static void set_capabilities(struct fuse_conn_info *conn)
+{
+	const unsigned wanted = FUSE_CAP_ASYNC_READ | FUSE_CAP_PARALLEL_DIROPS |
+				FUSE_CAP_READDIRPLUS | FUSE_CAP_READDIRPLUS_AUTO |
+				FUSE_CAP_ATOMIC_O_TRUNC | FUSE_CAP_CACHE_SYMLINKS |
+				FUSE_CAP_ASYNC_DIO | FUSE_CAP_EXPORT_SUPPORT;
+	/*
+	 * Not: writeback caching, for the gate must see the bytes at rename and
+	 * close; invalidation by mtime, for only this mount changes files;
+	 * killing set-id bits, which the kernel then does itself; locks, which
+	 * are the kernel's own.
+	 */
+	conn->want &= ~(unsigned)(FUSE_CAP_WRITEBACK_CACHE | FUSE_CAP_AUTO_INVAL_DATA |
+		FUSE_CAP_HANDLE_KILLPRIV | FUSE_CAP_SPLICE_READ | FUSE_CAP_SPLICE_WRITE |
+		FUSE_CAP_SPLICE_MOVE | FUSE_CAP_POSIX_LOCKS | FUSE_CAP_FLOCK_LOCKS);
+	conn->want |= conn->capable & wanted;
+	conn->max_write = WFS_MAX_IO;
+	conn->max_read = WFS_MAX_IO; /* and as an option of the mount: libfuse wants both */
+	conn->max_readahead = WFS_MAX_IO;
+	conn->max_background = 64;
+	conn->congestion_threshold = 48;
+	conn->time_gran = 1;
+}
+
+/* The first request has come: the mount answers, and the parent may go. */
+static void tell_ready(struct wfs_driver *d)
+{
+	int null;
+	char ok = 0;
+
+	if (chdir("/") != 0)
+		wfs_log(&d->log, "chdir /: %s", strerror(errno));
+	if (d->ready_fd < 0)
+		return;
+	null = open("/dev/null", O_RDWR | O_CLOEXEC);
+	if (null >= 0) {
+		dup2(null, STDIN_FILENO);
+		dup2(null, STDOUT_FILENO);
+		dup2(null, STDERR_FILENO);
+		close(null);
+	}
+	if (write(d->ready_fd, &ok, 1) != 1)
+		wfs_log(&d->log, "the command that started the mount has gone");
+	close(d->ready_fd);
+	d->ready_fd = -1;
+}
+
+static void op_init(void *userdata, struct fuse_conn_info *conn)
+{
+	set_capabilities(conn);
+	tell_ready(userdata);
+}
+
+const struct fuse_lowlevel_ops wfs_ops = {
+	.init = op_init,
+	.lookup = wfs_op_lookup,
+	.forget = wfs_op_forget,
+	.forget_multi = wfs_op_forget_multi,
+	.getattr = wfs_op_getattr,
+	.setattr = wfs_op_setattr,
+	.readlink = wfs_op_readlink,
+	.mknod = wfs_op_mknod,
+	.mkdir = wfs_op_mkdir,
+	.unlink = wfs_op_unlink,
+	.rmdir = wfs_op_rmdir,
+	.symlink = wfs_op_symlink,
+	.rename = wfs_op_rename,
+	.link = wfs_op_link,
+	.open = wfs_op_open,
+	.create = wfs_op_create,
+	.read = wfs_op_read,
+	.write = wfs_op_write,
+	.flush = wfs_op_flush,
+	.release = wfs_op_release,
+	.fsync = wfs_op_fsync,
+	.fallocate = wfs_op_fallocate,
+	.lseek = wfs_op_lseek,
+	.copy_file_range = wfs_op_copy_file_range,
+	.opendir = wfs_op_opendir,
+	.readdir = wfs_op_readdir,
+	.readdirplus = wfs_op_readdirplus,
+	.releasedir = wfs_op_releasedir,
+	.fsyncdir = wfs_op_fsyncdir,
+	.statfs = wfs_op_statfs,
+	.setxattr = wfs_op_setxattr,
+	.getxattr = wfs_op_getxattr,
+	.listxattr = wfs_op_listxattr,
+	.removexattr = wfs_op_removexattr,
+};
+
+/* ---- paths ---- */
+
+/* True if `path` is `dir` or below it; both absolute and resolved. */
+static bool is_within(const char *path, const char *dir)
+{
+	size_t len = strlen(dir);
+
+	if (strcmp(dir, "/") == 0)
+		return true;
+	return strncmp(path, dir, len) == 0 && (path[len] == '/' || path[len] == '\0');
+}
+
+static int find_mountpoint(struct wfs_driver *d, struct wfs_err *err)
+{
+	const char *name = d->options->mountpoint;
+	struct stat st;
+
+	d->mountpoint = realpath(name, NULL);
+	if (!d->mountpoint && errno == ENOTCONN)
+		return wfs_err_set(err, -ENOTCONN, "mountpoint-dead", WFS_NO_OFFSET,
+			"%s is a mount whose driver has gone; run weightfs umount %s first", name,
+			name);
+	if (!d->mountpoint)
+		return wfs_err_set(err, -errno, "mountpoint", WFS_NO_OFFSET,
+			"the mount point %s: %s", name, strerror(errno));
+	if (stat(d->mountpoint, &st) != 0 || !S_ISDIR(st.st_mode))
+		return wfs_err_set(err, -ENOTDIR, "mountpoint", WFS_NO_OFFSET,
+			"the mount point %s is not a directory", name);
+	return 0;
+}
+
+static int check_apart(struct wfs_driver *d, struct wfs_err *err)
+{
+	const char *store = wfs_store_path(d->store);
+
+	if (is_within(store, d->mountpoint))
+		return wfs_err_set(err, -EINVAL, "store-under-mount", WFS_NO_OFFSET,
+			"the store %s is under the mount point %s, which would hide it", store,
+			d->mountpoint);
+	if (is_within(d->mountpoint, store))
+		return wfs_err_set(err, -EINVAL, "mount-in-store", WFS_NO_OFFSET,
+			"the mount point %s is in the store %s; choose one outside", d->mountpoint,
+			store);
+	return 0;
+}
+
+/* ---- mounting ---- */
+
+/* "," and "\" in a path would end the option. */
+static char *escape(const char *text)
+{
+	char *out = malloc(2 * strlen(text) + 1), *p = out;
+
+	if (!out)
+		return NULL;
+	for (; *text; text++) {
+		if (*text == ',' || *text == '\\')
+			*p++ = '\\';
+		*p++ = *text;
+	}
+	*p = '\0';
+	return out;
+}
+
+static char *option_string(struct wfs_driver *d)
+{
+	const struct wfs_mount_options *o = d->options;
+	WFS_AUTO_FREE char *name = escape(wfs_store_path(d->store));
+	char *out;
+
+	if (!name)
+		return NULL;
+	if (asprintf(&out, "default_permissions,subtype=weightfs,max_read=%u,fsname=%s%s%s%s%s",
+		    WFS_MAX_IO, name, o->allow_other ? ",allow_other" : "",
+		    o->read_only ? ",ro" : "", o->fuse_options ? "," : "",
+		    o->fuse_options ? o->fuse_options : "") < 0)
+		return NULL;
+	return out;
+}
+
+static int new_session(struct wfs_driver *d, struct wfs_err *err)
+{
+	WFS_AUTO_FREE char *options = option_string(d);
+	const char *argv[] = { "weightfs", "-o", options, d->options->debug ? "-d" : NULL, NULL };
+	struct fuse_args args = FUSE_ARGS_INIT(d->options->debug ? 4 : 3, (char **)argv);
+
+	if (!options)
+		return -ENOMEM;
+	d->session = fuse_session_new(&args, &wfs_ops, sizeof(wfs_ops), d);
+	fuse_opt_free_args(&args);
+	if (!d->session)
+		return wfs_err_set(err, -EINVAL, "mount-options", WFS_NO_OFFSET,
+			"libfuse does not take the mount options '%s'", options);
+	return 0;
+}
+
+static int mount_session(struct wfs_driver *d, struct wfs_err *err)
+{
+	int ret = new_session(d, err);
+
+	if (ret)
+		return ret;
+	if (fuse_session_mount(d->session, d->mountpoint) == 0)
+		return 0;
+	fuse_session_destroy(d->session);
+	d->session = NULL;
+	if (access("/dev/fuse", R_OK | W_OK) != 0)
+		return wfs_err_set(err, -errno, "dev-fuse", WFS_NO_OFFSET,
+			"/dev/fuse cannot be opened: %s; load the fuse module, or have root "
+			"make it accessible (chmod 666 /dev/fuse)", strerror(errno));
+	return wfs_err_set(err, -EIO, "mount-failed", WFS_NO_OFFSET,
+		"%s could not be mounted; the line above says why", d->mountpoint);
+}
+
+/* Serve; returns when the mount is gone and every thread has ended. */
+static int serve(struct wfs_driver *d, struct wfs_err *err)
+{
+	pthread_t signals;
+	int ret = wfs_signal_thread_start(d, &signals);
+
+	if (ret)
+		return wfs_err_errno(err, ret, "starting a thread");
+	ret = wfs_work_start(&d->work);
+	if (!ret)
+		ret = wfs_loop_run(d, THREADS);
+	if (ret)
+		wfs_err_errno(err, ret, "starting a thread");
+	wfs_signal_thread_stop(signals);
+	return ret;
+}
+
+/* The mount is gone. What was written is sealed, and all of it is on the disk, before we are. */
+static void finish(struct wfs_driver *d)
+{
+	fuse_session_unmount(d->session);
+	wfs_work_stop(&d->work);
+	wfs_work_seal_all(&d->work);
+	fuse_session_destroy(d->session);
+}
+
+static int open_store(struct wfs_driver *d, struct wfs_err *err)
+{
+	const char *bits = getenv("WEIGHTFS_TEST_DIGEST_BITS");
+	struct wfs_store_options options = {
+		.mode = WFS_STORE_WRITE,
+		.create = !d->options->read_only,
+		.validate = d->options->validate,
+		.digest_bits = bits ? (unsigned)atoi(bits) : 0,
+		.log = wfs_log_line,
+		.log_ctx = &d->log,
+	};
+
+	return wfs_store_open(d->options->store, &options, &d->store, err);
+}
+
+static int run_mount(struct wfs_driver *d, struct wfs_err *err)
+{
+	int ret;
+
+	wfs_work_init(&d->work, d->store, &d->log, d->options->verbose);
+	ret = check_apart(d, err);
+	if (!ret && d->ready_fd >= 0)
+		ret = wfs_log_to_file(&d->log, wfs_store_path(d->store));
+	if (!ret)
+		ret = mount_session(d, err);
+	if (!ret) {
+		wfs_log(&d->log, "%s mounted at %s", wfs_store_path(d->store), d->mountpoint);
+		ret = serve(d, err);
+		finish(d);
+		wfs_log(&d->log, "%s unmounted", d->mountpoint);
+	}
+	wfs_work_release(&d->work);
+	return ret;
+}
+
+static int run(struct wfs_driver *d, struct wfs_err *err)
+{
+	sigset_t set;
+	int ret;
+
+	wfs_block_signals(&set);
+	ret = find_mountpoint(d, err);
+	if (!ret)
+		ret = wfs_inodes_init(&d->inodes);
+	if (ret)
+		return ret;
+	ret = open_store(d, err);
+	if (!ret) {
+		int closed;
+
+		ret = run_mount(d, err);
+		closed = wfs_store_close(d->store);
+		ret = ret ? ret : closed;
+	}
+	wfs_inodes_release(&d->inodes);
+	return ret;
+}
+
+static int run_and_report(const struct wfs_mount_options *options, int ready_fd,
+	void (*report)(const struct wfs_err *err))
+{
+	struct wfs_driver d = { .options = options, .ready_fd = ready_fd };
+	struct wfs_err err = WFS_ERR_INIT;
+	int ret;
+
+	wfs_log_init(&d.log);
+	sem_init(&d.loop_ends, 0, 0);
+	ret = run(&d, &err);
+	if (ret) {
+		wfs_err_errno(&err, ret, "mounting %s", options->store);
+		if (ready_fd >= 0)
+			wfs_log(&d.log, "%s", err.text);
+		report(&err);
+	}
+	sem_destroy(&d.loop_ends);
+	free(d.mountpoint);
+	wfs_log_release(&d.log);
+	return ret ? 1 : 0;
+}
+
+/* ---- the background ---- */
+
+/* The child's word, or the end of it. */
+static int wait_for_child(int fd, pid_t pid)
+{
+	char status = 1;
+	ssize_t n;
+
+	do
+		n = read(fd, &status, 1);
+	while (n < 0 && errno == EINTR);
+	if (n == 1)
+		return status;
+	waitpid(pid, NULL, 0); /* it has said why */
+	return 1;
+}
+
+static int run_in_background(const struct wfs_mount_options *options,
+	void (*report)(const struct wfs_err *err))
+{
+	struct wfs_err err = WFS_ERR_INIT;
+	int fds[2];
+	pid_t pid;
+
+	if (pipe2(fds, O_CLOEXEC) != 0 || (pid = fork()) < 0) {
+		wfs_err_errno(&err, -errno, "going to the background");
+		report(&err);
+		return 1;
+	}
+	if (pid > 0) {
+		close(fds[1]);
+		return wait_for_child(fds[0], pid);
+	}
+	close(fds[0]);
+	setsid();
+	_exit(run_and_report(options, fds[1], report));
+}
+
+int wfs_session_run(const struct wfs_mount_options *options,
+	void (*report)(const struct wfs_err *err))
+{
+	if (options->foreground || options->debug)
+		return run_and_report(options, -1, report);
+	return run_in_background(options, report);
+}

@@ -1,0 +1,36 @@
+/*
+ * session.h - one mount of one store, from opening it to the end.
+ *
+ * The only door that tools/ has into the driver. Nothing here parses a command
+ * line. Call wfs_session_run once in a process, before any thread is started:
+ * it forks, unless `foreground`.
+ */
+#ifndef WFS_SESSION_H
+#define WFS_SESSION_H
+
+#include "lib/base.h"
+#include "lib/err.h"
+#include "lib/store.h"
+
+/* All strings are borrowed until wfs_session_run returns. */
+struct wfs_mount_options {
+	const char *store;      /* directory; made if it is missing, unless read_only */
+	const char *mountpoint; /* an existing directory that is not in the store */
+	bool foreground;        /* do not go to the background */
+	bool debug;             /* print every request; implies foreground */
+	bool verbose;           /* log what is sealed, shared and given back */
+	bool allow_other;       /* other users than the caller may use the mount */
+	bool read_only;
+	enum wfs_validate validate;
+	const char *fuse_options; /* further options for the kernel or fusermount3, comma separated, or NULL */
+};
+
+/*
+ * Opens the store, mounts, goes to the background unless foreground (the
+ * parent returns only when the mount answers), serves until unmounted. Returns
+ * the exit status: 0, or 1 with the error printed through `report`.
+ */
+int wfs_session_run(const struct wfs_mount_options *options,
+	void (*report)(const struct wfs_err *err));
+
+#endif

@@ -1,0 +1,296 @@
+#include "fs/work.h"
+
+#include <errno.h>
+#include <string.h>
+#include <time.h>
+
+#include "fs/log.h"
+#include "lib/collect.h"
+#include "lib/name.h"
+#include "lib/seal.h"
+
+#define MS INT64_C(1000000)
+#define QUIET_NS (300 * MS)         /* from the last close to the seal */
+#define RETRY_NS (10000 * MS)       /* after a seal that failed: a full disk, perhaps */
+#define TICK_NS (500 * MS)          /* of the housekeeper */
+#define DURABLE_NS (4000 * MS)      /* what was sealed is on the disk after this at the latest */
+#define LOG_PAGES 4096              /* of the database's log, before it is moved (16 MiB) */
+
+static int64_t now_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
+}
+
+static void init_cond(pthread_cond_t *cond)
+{
+	pthread_condattr_t attr;
+
+	pthread_condattr_init(&attr);
+	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+	pthread_cond_init(cond, &attr);
+	pthread_condattr_destroy(&attr);
+}
+
+void wfs_work_init(struct wfs_work *w, struct wfs_store *store, struct wfs_log *log, bool verbose)
+{
+	memset(w, 0, sizeof(*w));
+	w->store = store;
+	w->log = log;
+	w->verbose = verbose;
+	pthread_mutex_init(&w->lock, NULL);
+	init_cond(&w->wake_sealer);
+	init_cond(&w->wake_housekeeper);
+}
+
+void wfs_work_release(struct wfs_work *w)
+{
+	free(w->heap);
+	free(w->dead);
+	pthread_mutex_destroy(&w->lock);
+	pthread_cond_destroy(&w->wake_sealer);
+	pthread_cond_destroy(&w->wake_housekeeper);
+}
+
+static void wait_until(struct wfs_work *w, pthread_cond_t *cond, int64_t due_ns)
+{
+	struct timespec ts = { .tv_sec = due_ns / 1000000000, .tv_nsec = due_ns % 1000000000 };
+
+	pthread_cond_timedwait(cond, &w->lock, &ts);
+}
+
+/* ---- the heap; under lock ---- */
+
+static void swap(struct wfs_work_item *a, struct wfs_work_item *b)
+{
+	struct wfs_work_item t = *a;
+
+	*a = *b;
+	*b = t;
+}
+
+static void push(struct wfs_work *w, uint64_t ino, int64_t due_ns)
+{
+	size_t i = w->n;
+
+	if (w->n == w->room) {
+		size_t room = w->room ? 2 * w->room : 64;
+		struct wfs_work_item *grown = reallocarray(w->heap, room, sizeof(*grown));
+
+		if (!grown)
+			return; /* it stays dirty until the unmount or the next mount */
+		w->heap = grown;
+		w->room = room;
+	}
+	w->heap[w->n++] = (struct wfs_work_item){ due_ns, ino };
+	for (; i > 0 && w->heap[i].due_ns < w->heap[(i - 1) / 2].due_ns; i = (i - 1) / 2)
+		swap(&w->heap[i], &w->heap[(i - 1) / 2]);
+}
+
+static uint64_t pop(struct wfs_work *w)
+{
+	uint64_t ino = w->heap[0].ino;
+	size_t i = 0;
+
+	w->heap[0] = w->heap[--w->n];
+	for (;;) {
+		size_t least = i, left = 2 * i + 1, right = 2 * i + 2;
+
+		if (left < w->n && w->heap[left].due_ns < w->heap[least].due_ns)
+			least = left;
+		if (right < w->n && w->heap[right].due_ns < w->heap[least].due_ns)
+			least = right;
+		if (least == i)
+			return ino;
+		swap(&w->heap[i], &w->heap[least]);
+		i = least;
+	}
+}
+
+static void seal_at(struct wfs_work *w, uint64_t ino, int64_t due_ns)
+{
+	pthread_mutex_lock(&w->lock);
+	push(w, ino, due_ns);
+	pthread_cond_signal(&w->wake_sealer);
+	pthread_mutex_unlock(&w->lock);
+}
+
+void wfs_work_seal_later(struct wfs_work *w, uint64_t ino)
+{
+	seal_at(w, ino, now_ns() + QUIET_NS);
+}
+
+/* ---- sealing ---- */
+
+/* False if it failed in a way that may pass. */
+static bool seal_one(struct wfs_work *w, uint64_t ino)
+{
+	struct wfs_err err = WFS_ERR_INIT;
+	int ret = wfs_seal(w->store, ino, &err);
+
+	/* Busy: who writes it now asks for the seal when done. */
+	if (ret == 0 || ret == -EBUSY)
+		return true;
+	wfs_log(w->log, "%s", err.text);
+	return ret == -EFBIG;
+}
+
+static void *sealer_main(void *ctx)
+{
+	struct wfs_work *w = ctx;
+
+	pthread_mutex_lock(&w->lock);
+	while (!w->stop) {
+		uint64_t ino;
+		bool done;
+
+		if (w->n == 0) {
+			pthread_cond_wait(&w->wake_sealer, &w->lock);
+			continue;
+		}
+		if (w->heap[0].due_ns > now_ns()) {
+			wait_until(w, &w->wake_sealer, w->heap[0].due_ns);
+			continue;
+		}
+		ino = pop(w);
+		pthread_mutex_unlock(&w->lock);
+		done = seal_one(w, ino);
+		if (!done)
+			seal_at(w, ino, now_ns() + RETRY_NS);
+		pthread_mutex_lock(&w->lock);
+	}
+	pthread_mutex_unlock(&w->lock);
+	return NULL;
+}
+
+void wfs_work_seal_all(struct wfs_work *w)
+{
+	WFS_AUTO_FREE uint64_t *inos = NULL;
+	size_t n = 0;
+	int ret = wfs_seal_list(w->store, &inos, &n);
+
+	if (ret)
+		wfs_log(w->log, "the dirty files could not be listed: %s", strerror(-ret));
+	for (size_t i = 0; i < n; i++)
+		seal_one(w, inos[i]);
+}
+
+/* ---- keeping house ---- */
+
+void wfs_work_drop(struct wfs_work *w, uint64_t ino)
+{
+	pthread_mutex_lock(&w->lock);
+	if (w->n_dead == w->dead_room) {
+		size_t room = w->dead_room ? 2 * w->dead_room : 64;
+		uint64_t *grown = reallocarray(w->dead, room, sizeof(*grown));
+
+		if (grown) {
+			w->dead = grown;
+			w->dead_room = room;
+		}
+	}
+	/* Without memory it is dropped at the unmount. */
+	if (w->n_dead < w->dead_room)
+		w->dead[w->n_dead++] = ino;
+	pthread_mutex_unlock(&w->lock);
+}
+
+static void drop_dead(struct wfs_work *w)
+{
+	WFS_AUTO_FREE uint64_t *dead = NULL;
+	size_t n;
+	int ret;
+
+	pthread_mutex_lock(&w->lock);
+	dead = w->dead;
+	n = w->n_dead;
+	w->dead = NULL;
+	w->n_dead = w->dead_room = 0;
+	pthread_mutex_unlock(&w->lock);
+	if (n == 0)
+		return;
+	ret = wfs_name_drop(w->store, dead, n);
+	if (ret)
+		wfs_log(w->log, "%zu unlinked files could not be dropped: %s", n, strerror(-ret));
+}
+
+static void keep_house(struct wfs_work *w, int64_t *last_sync_ns)
+{
+	int64_t now = now_ns();
+	int ret = 0;
+
+	drop_dead(w);
+	if (wfs_collect_wanted(w->store))
+		ret = wfs_collect(w->store);
+	if (ret)
+		wfs_log(w->log, "space could not be given back: %s; will be tried again",
+			strerror(-ret));
+	if (now - *last_sync_ns < DURABLE_NS)
+		return;
+	*last_sync_ns = now;
+	ret = wfs_store_checkpoint(w->store, LOG_PAGES);
+	if (ret)
+		wfs_log(w->log, "the store could not be written to the disk: %s", strerror(-ret));
+}
+
+static void *housekeeper_main(void *ctx)
+{
+	struct wfs_work *w = ctx;
+	int64_t last_sync_ns = now_ns();
+
+	pthread_mutex_lock(&w->lock);
+	while (!w->stop) {
+		wait_until(w, &w->wake_housekeeper, now_ns() + TICK_NS);
+		pthread_mutex_unlock(&w->lock);
+		keep_house(w, &last_sync_ns);
+		pthread_mutex_lock(&w->lock);
+	}
+	pthread_mutex_unlock(&w->lock);
+	return NULL;
+}
+
+/* ---- start and stop ---- */
+
+static void seal_what_is_dirty(struct wfs_work *w)
+{
+	WFS_AUTO_FREE uint64_t *inos = NULL;
+	size_t n = 0;
+
+	if (wfs_seal_list(w->store, &inos, &n) != 0)
+		return;
+	for (size_t i = 0; i < n; i++)
+		wfs_work_seal_later(w, inos[i]);
+}
+
+int wfs_work_start(struct wfs_work *w)
+{
+	int ret = 0;
+
+	seal_what_is_dirty(w);
+	for (unsigned i = 0; i < WFS_WORK_SEALERS && ret == 0; i++) {
+		ret = -pthread_create(&w->sealers[i], NULL, sealer_main, w);
+		w->n_sealers += ret == 0;
+	}
+	if (ret == 0) {
+		ret = -pthread_create(&w->housekeeper, NULL, housekeeper_main, w);
+		w->has_housekeeper = ret == 0;
+	}
+	return ret;
+}
+
+void wfs_work_stop(struct wfs_work *w)
+{
+	pthread_mutex_lock(&w->lock);
+	w->stop = true;
+	pthread_cond_broadcast(&w->wake_sealer);
+	pthread_cond_broadcast(&w->wake_housekeeper);
+	pthread_mutex_unlock(&w->lock);
+	for (unsigned i = 0; i < w->n_sealers; i++)
+		pthread_join(w->sealers[i], NULL);
+	if (w->has_housekeeper)
+		pthread_join(w->housekeeper, NULL);
+	w->n_sealers = 0;
+	w->has_housekeeper = false;
+}

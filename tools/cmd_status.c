@@ -1,0 +1,285 @@
+/* cmd_status.c - `weightfs status`: figures of a store, and what a person should know. */
+#include <getopt.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "lib/store.h"
+#include "tools/command.h"
+#include "tools/target.h"
+#include "tools/ui.h"
+
+/* What is gathered before anything is printed. */
+struct status {
+	struct target target;
+	struct wfs_store_stats stats;
+	bool in_use; /* a driver has it open */
+	int pid;     /* of that driver; 0: unknown */
+	bool verbose;
+	json_t *reports;        /* for --json, else NULL */
+	struct ui_table *table; /* for people, else NULL */
+	uint64_t left_out;      /* reports that only -v shows */
+};
+
+/* ---- JSON ---- */
+
+static void add_json_report(json_t *reports, const struct wfs_store_report *r)
+{
+	json_t *o = json_object();
+
+	ui_json_put(o, "path", ui_json_text(r->path));
+	ui_json_put(o, "size", ui_json_number(r->size));
+	ui_json_put(o, "state", ui_json_text(r->state));
+	ui_json_put(o, "verdict", ui_json_text(r->verdict));
+	ui_json_put(o, "reason", ui_json_text(r->reason));
+	ui_json_put(o, "detail", ui_json_text(r->detail));
+	ui_json_append(reports, o);
+}
+
+static uint64_t saved_bytes(const struct wfs_store_stats *s)
+{
+	return s->logical_bytes > s->stored_bytes ? s->logical_bytes - s->stored_bytes : 0;
+}
+
+static int print_json(struct status *s)
+{
+	const struct wfs_store_stats *n = &s->stats;
+	const struct {
+		const char *key;
+		uint64_t value;
+	} numbers[] = {
+		{ "format_version", n->format_version },
+		{ "files", n->files },
+		{ "directories", n->directories },
+		{ "dirty", n->dirty },
+		{ "sealed", n->sealed },
+		{ "incomplete", n->incomplete },
+		{ "wrong", n->wrong },
+		{ "damaged", n->damaged },
+		{ "warned", n->warned },
+		{ "logical_bytes", n->logical_bytes },
+		{ "stored_bytes", n->stored_bytes },
+		{ "saved_bytes", saved_bytes(n) },
+		{ "dirty_bytes", n->dirty_bytes },
+		{ "pending_bytes", n->pending_bytes },
+		{ "disk_bytes", n->disk_bytes },
+		{ "objects", n->objects },
+		{ "manifests", n->manifests },
+		{ "data_files", n->data_files },
+	};
+	json_t *root = json_object();
+
+	ui_json_put(root, "store", ui_json_text(s->target.store));
+	ui_json_put(root, "mounted", json_boolean(s->in_use));
+	ui_json_put(root, "mountpoint", ui_json_text(s->target.mountpoint));
+	for (size_t i = 0; i < WFS_ARRAY_SIZE(numbers); i++)
+		ui_json_put(root, numbers[i].key, ui_json_number(numbers[i].value));
+	ui_json_put(root, "reports", json_incref(s->reports));
+	return ui_json_print(root);
+}
+
+/* ---- text ---- */
+
+static void add_row(struct status *s, const struct wfs_store_report *r)
+{
+	bool quiet = !r->reason && (!strcmp(r->verdict, "none") || !strcmp(r->verdict, "valid") ||
+					   !strcmp(r->verdict, "opaque"));
+
+	if (quiet && !s->verbose) {
+		s->left_out++;
+		return;
+	}
+	ui_table_take(s->table, ui_escape(r->path, strlen(r->path)));
+	ui_table_take(s->table, ui_size(r->size));
+	ui_table_add(s->table, r->state);
+	ui_table_add(s->table, r->verdict);
+	ui_table_take(s->table, ui_format("%s%s%s", r->reason ? r->reason : "-",
+		r->detail ? ": " : "", r->detail ? r->detail : ""));
+}
+
+static void print_place(const struct status *s)
+{
+	WFS_AUTO_FREE char *store = ui_escape(s->target.store, strlen(s->target.store));
+	WFS_AUTO_FREE char *dir = NULL;
+
+	printf("store    %s (format %" PRIu32 ")\n", store, s->stats.format_version);
+	if (!s->target.mountpoint) {
+		if (!s->in_use)
+			puts("mounted  no");
+		else
+			printf("mounted  not where it can be seen from here; in use by process %d\n",
+				s->pid);
+		return;
+	}
+	dir = ui_escape(s->target.mountpoint, strlen(s->target.mountpoint));
+	if (s->in_use)
+		printf("mounted  %s\n", dir);
+	else
+		printf("mounted  %s, but its driver is gone: weightfs umount it\n", dir);
+}
+
+static void print_counts(const struct wfs_store_stats *n)
+{
+	const struct {
+		uint64_t count;
+		const char *text;
+	} parts[] = {
+		{ n->dirty, "dirty" },
+		{ n->incomplete, "incomplete" },
+		{ n->wrong, "wrong" },
+		{ n->damaged, "DAMAGED" },
+		{ n->warned, "with a warning" },
+	};
+
+	printf("files    %" PRIu64 " in %" PRIu64 " director%s: %" PRIu64 " sealed", n->files,
+		n->directories, n->directories == 1 ? "y" : "ies", n->sealed);
+	for (size_t i = 0; i < WFS_ARRAY_SIZE(parts); i++)
+		if (parts[i].count || i == 0) /* "0 dirty" is worth saying */
+			printf(", %" PRIu64 " %s", parts[i].count, parts[i].text);
+	printf("\ncontent  %" PRIu64 " objects, %" PRIu64 " manifests, %" PRIu64 " data files\n\n",
+		n->objects, n->manifests, n->data_files);
+}
+
+static void add_bytes(struct ui_table *t, const char *what, uint64_t bytes, char *remark)
+{
+	ui_table_add(t, what);
+	ui_table_take(t, ui_size(bytes));
+	ui_table_take(t, remark);
+}
+
+static char *ratio_of(const struct wfs_store_stats *n)
+{
+	if (n->stored_bytes == 0)
+		return ui_format("by storing each tensor once");
+	return ui_format("by storing each tensor once (ratio %.2f)",
+		(double)n->logical_bytes / (double)n->stored_bytes);
+}
+
+static void print_bytes(const struct wfs_store_stats *n)
+{
+	struct ui_table *t = ui_table_new(3, NULL, "lrl");
+
+	add_bytes(t, "logical", n->logical_bytes, ui_format("what the files add up to"));
+	add_bytes(t, "stored", n->stored_bytes, ui_format("what is kept of them"));
+	add_bytes(t, "saved", saved_bytes(n), ratio_of(n));
+	if (n->dirty_bytes)
+		add_bytes(t, "dirty", n->dirty_bytes, ui_format("of what is stored: not sealed yet"));
+	if (n->pending_bytes)
+		add_bytes(t, "pending", n->pending_bytes,
+			ui_format("of the disk: about to be given back"));
+	add_bytes(t, "disk", n->disk_bytes, ui_format("blocks of data files and database"));
+	ui_table_print(t, "");
+}
+
+static int print_text(struct status *s)
+{
+	const struct wfs_store_stats *n = &s->stats;
+
+	print_place(s);
+	print_counts(n);
+	print_bytes(n);
+	if (n->dirty + n->incomplete + n->wrong + n->damaged + n->warned > 0)
+		putchar('\n');
+	ui_table_print(s->table, "");
+	s->table = NULL;
+	if (s->left_out)
+		printf("%" PRIu64 " dirty file%s with nothing to report; -v lists %s\n", s->left_out,
+			s->left_out == 1 ? "" : "s", s->left_out == 1 ? "it" : "them");
+	return ui_finish();
+}
+
+/* ---- the command ---- */
+
+static int add_report(void *ctx, const struct wfs_store_report *report)
+{
+	struct status *s = ctx;
+
+	if (s->reports)
+		add_json_report(s->reports, report);
+	else
+		add_row(s, report);
+	return 0;
+}
+
+static int gather(struct status *s)
+{
+	const struct wfs_store_options options = { .mode = WFS_STORE_READ };
+	struct wfs_err err = WFS_ERR_INIT;
+	struct wfs_store *store;
+	int ret;
+
+	ret = wfs_store_open(s->target.store, &options, &store, &err);
+	if (ret < 0)
+		return ui_error_from(&err, ret, "status");
+	ret = wfs_store_stats(store, &s->stats, &err);
+	if (ret == 0)
+		ret = wfs_store_each_report(store, add_report, s, &err);
+	wfs_store_close(store);
+	s->in_use = wfs_store_is_locked(s->target.store, &s->pid);
+	return ret < 0 ? ui_error_from(&err, ret, "status") : 0;
+}
+
+static int show(const char *what, bool json, bool verbose)
+{
+	static const char *const heads[] = { "FILE", "SIZE", "STATE", "VERDICT", "REASON" };
+	struct status s = { .verbose = verbose };
+	int ret;
+
+	if (target_resolve(what, &s.target) != 0)
+		return 1;
+	if (json)
+		s.reports = json_array();
+	else
+		s.table = ui_table_new(WFS_ARRAY_SIZE(heads), heads, "lrlll");
+	ret = gather(&s);
+	if (ret == 0)
+		ret = json ? print_json(&s) : print_text(&s);
+	json_decref(s.reports);
+	ui_table_free(s.table);
+	target_release(&s.target);
+	return ret;
+}
+
+static int run(const struct command *self, int argc, char **argv)
+{
+	static const struct option options[] = {
+		{ "json", no_argument, NULL, 'j' },
+		{ "verbose", no_argument, NULL, 'v' },
+		{ "help", no_argument, NULL, 'h' },
+		{ 0 },
+	};
+	bool json = false, verbose = false;
+	int opt;
+
+	while ((opt = getopt_long(argc, argv, "vh", options, NULL)) != -1) {
+		if (opt == 'j')
+			json = true;
+		else if (opt == 'v')
+			verbose = true;
+		else
+			return command_other_option(self, opt);
+	}
+	if (argc - optind == 1)
+		return show(argv[optind], json, verbose);
+	ui_error(NULL, "status: one store or mounted directory is needed");
+	return command_usage(self);
+}
+
+const struct command command_status = {
+	.name = "status",
+	.summary = "files and bytes of a store, and what is wrong with which file",
+	.run = run,
+	.help = "usage: weightfs status [-v] [--json] STORE|DIR\n"
+		"\n"
+		"Shows the store STORE, or the one that is mounted at DIR: how many files are\n"
+		"sealed or still dirty, what their sizes add up to, what is stored and saved.\n"
+		"Then each file that a person should know about, with the reason: incomplete,\n"
+		"wrong or damaged files, and valid ones with a warning. Works beside a mount.\n"
+		"\n"
+		"  -v, --verbose  also list dirty files that there is nothing to say about\n"
+		"  --json         all of it as one JSON object; sizes in bytes\n"
+		"\n"
+		"examples:\n"
+		"  weightfs status ~/models\n"
+		"  weightfs status --json ~/store | jq .saved_bytes\n",
+};

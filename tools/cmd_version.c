@@ -1,0 +1,53 @@
+/* cmd_version.c - `weightfs version`: of the program and of what it is linked with. */
+#include <getopt.h>
+#include <sqlite3.h>
+#include <stdio.h>
+#include <xxhash.h>
+
+#include "lib/db.h"
+#include "tools/command.h"
+#include "tools/ui.h"
+
+static int print_json(void)
+{
+	json_t *root = json_object();
+
+	ui_json_put(root, "version", ui_json_text(WFS_VERSION));
+	ui_json_put(root, "format_version", ui_json_number(WFS_DB_VERSION));
+	ui_json_put(root, "sqlite", ui_json_text(sqlite3_libversion()));
+	ui_json_put(root, "jansson", ui_json_text(jansson_version_str()));
+	ui_json_put(root, "xxhash", ui_json_number(XXH_versionNumber()));
+	return ui_json_print(root);
+}
+
+static int run(const struct command *self, int argc, char **argv)
+{
+	static const struct option options[] = {
+		{ "json", no_argument, NULL, 'j' },
+		{ "help", no_argument, NULL, 'h' },
+		{ 0 },
+	};
+	bool json = false;
+	int opt;
+
+	while ((opt = getopt_long(argc, argv, "h", options, NULL)) != -1) {
+		if (opt != 'j')
+			return command_other_option(self, opt);
+		json = true;
+	}
+	if (json)
+		return print_json();
+	printf("weightfs %s (store format %d; SQLite %s, jansson %s)\n", WFS_VERSION,
+		WFS_DB_VERSION, sqlite3_libversion(), jansson_version_str());
+	return ui_finish();
+}
+
+const struct command command_version = {
+	.name = "version",
+	.summary = "versions of the program, of the store's format and of libraries",
+	.run = run,
+	.help = "usage: weightfs version [--json]\n"
+		"\n"
+		"Prints the version of weightfs, the format version of the stores that it\n"
+		"makes, and the versions of the libraries that it runs with.\n",
+};
