@@ -1,0 +1,269 @@
+"""kill -9 of the driver at any moment, and signals that ask it to stop.
+
+    WEIGHTFS_KILL_SEEDS    seeds, comma-separated (default: one)
+    WEIGHTFS_KILL_ROUNDS   kills for each seed (default 10)
+"""
+
+import hashlib
+import os
+import random
+import signal
+import threading
+import time
+
+import pytest
+
+from support import shards
+from support.files import MIB, pwrite_all, read_file, sha256, tree_hashes, write_all, write_file
+from support.mounts import disk_blocks, wait_for
+
+SEEDS = [int(seed) for seed in os.environ.get("WEIGHTFS_KILL_SEEDS", "1").split(",")]
+ROUNDS = int(os.environ.get("WEIGHTFS_KILL_ROUNDS", "10"))
+WRITERS = 4
+
+
+def some_content(generator):
+    """A shard whose tensors come from a small pool (so that files share), or other bytes."""
+    if generator.random() < 0.5:
+        pool = generator.sample(range(12), 5)
+        return shards.shard({f"t{n}": random.Random(n).randbytes(40_000 + 1001 * n) for n in pool})
+    return generator.randbytes(generator.choice([10, 5000, 65_536, 65_537, 700_001]))
+
+
+class Writer(threading.Thread):
+    """Writes, replaces and removes files of its own until the driver is gone.
+
+    `closed` maps each name to the sha256 of what it holds, from the moment its
+    last call (close, rename, unlink) returned; a name that is being changed is
+    in neither state and left out.
+    """
+
+    def __init__(self, directory, seed):
+        super().__init__(daemon=True)
+        self.directory = directory / f"writer-{seed}"
+        self.generator = random.Random(seed)
+        self.closed = {}
+        self.unknown = set()
+        self.problem = None
+        self.directory.mkdir(exist_ok=True)
+
+    def run(self):
+        try:
+            while True:
+                self.step()
+        except OSError:
+            pass  # the driver was killed: what is acknowledged is in self.closed
+        except BaseException as problem:
+            self.problem = problem
+
+    def step(self):
+        content = some_content(self.generator)
+        kind = self.generator.choice(["write", "write", "rename", "rename", "remove", "append"])
+        suffix = "safetensors" if content[8:9] == b"{" and kind != "append" else "bin"
+        path = self.directory / f"{self.generator.randrange(12)}.{suffix}"
+        self.closed.pop(path, None)
+        self.unknown.add(path)
+        digest = hashlib.sha256(content).hexdigest()
+        if kind == "remove":
+            path.unlink(missing_ok=True)
+            digest = None
+        elif kind == "append":
+            self.append(path, content)
+            digest = sha256(path)
+        elif kind == "rename":
+            temporary = self.directory / f".tmp{self.generator.randrange(10**6)}"
+            write_file(temporary, content)
+            os.rename(temporary, path)
+        else:
+            write_file(path, content)
+        self.unknown.discard(path)
+        if digest:
+            self.closed[path] = digest
+
+    def append(self, path, content):
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            write_all(fd, content)
+        finally:
+            os.close(fd)
+
+
+def check(writers):
+    """Every file that was closed is there and right; every name that was removed is gone."""
+    for writer in writers:
+        assert writer.problem is None, writer.problem
+        for path, digest in writer.closed.items():
+            assert sha256(path) == digest, path
+        known = writer.closed.keys() | writer.unknown
+        for path in writer.directory.iterdir():
+            assert path in known or path.name.startswith(".tmp"), path
+
+
+def one_round(mount, generator, number):
+    writers = [Writer(mount.dir, number * WRITERS + index) for index in range(WRITERS)]
+    for writer in writers:
+        writer.start()
+    time.sleep(generator.uniform(0.02, 1.2))
+    mount.kill()
+    for writer in writers:
+        writer.join(30)
+        assert not writer.is_alive(), "a writer hangs on a mount whose driver is gone"
+    mount.mount()
+    check(writers)
+
+
+@pytest.mark.timeout(60 + 8 * ROUNDS)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_kill_while_writing(mount, seed):
+    """What was closed, renamed or removed before the kill stays so; nothing stays behind.
+
+    Each round goes on in the store that the last one left. After the last one
+    all is removed: the store must then be as small as an empty one.
+    """
+    generator = random.Random(seed)
+    print(f"seed {seed}, {ROUNDS} rounds")
+    empty = mount.disk()
+    for number in range(ROUNDS):
+        one_round(mount, generator, number)
+        if number % 3 == 2:
+            mount.wait_sealed()
+    before = tree_hashes(mount.dir)
+    mount.wait_sealed()
+    mount.remount()
+    assert tree_hashes(mount.dir) == before
+    for directory in list(mount.dir.iterdir()):
+        for path in directory.iterdir():
+            path.unlink()
+        directory.rmdir()
+    status = mount.wait_sealed()
+    assert status["files"] == 0
+    wait_for(lambda: mount.status()["objects"] == 0, 10, "every object given back")
+    mount.umount()
+    assert disk_blocks(mount.store / "data") < MIB
+    assert mount.disk() < empty + 4 * MIB
+
+
+def test_kill_while_sealing(mount):
+    """Killed again and again while large files are hashed and shared: all of them right in the end."""
+    content = random.Random(3).randbytes(24 * MIB)
+    names = [mount.dir / f"{n}.bin" for n in range(4)]
+    for path in names:
+        write_file(path, content)
+    for delay in (0.3, 0.33, 0.36, 0.4, 0.5):
+        time.sleep(delay)
+        mount.kill()
+        mount.mount()
+    mount.wait_sealed()
+    assert all(read_file(path) == content for path in names)
+    assert mount.disk() < 30 * MIB
+
+
+def test_kill_while_giving_space_back(mount):
+    """Removed, then killed: the space is given back by the next mount."""
+    empty = mount.disk()
+    for number in range(6):
+        write_file(mount.dir / f"{number}.bin", random.Random(number).randbytes(4 * MIB))
+    mount.wait_sealed()
+    for number in range(6):
+        (mount.dir / f"{number}.bin").unlink()
+        mount.kill()
+        mount.mount()
+        assert len(os.listdir(mount.dir)) == 5 - number
+    mount.wait_disk(empty + 2 * MIB)
+
+
+def test_open_files_at_the_kill(mount):
+    """Bytes that were written but not closed are there too: the process died, not the machine."""
+    content = random.Random(4).randbytes(3 * MIB)
+    fd = os.open(mount.dir / "open.bin", os.O_RDWR | os.O_CREAT)
+    pwrite_all(fd, content, 0)
+    mount.kill()
+    try:
+        os.close(fd)
+    except OSError:
+        pass
+    mount.mount()
+    assert read_file(mount.dir / "open.bin") == content
+
+
+def test_unlinked_open_files_at_the_kill(mount):
+    """A file that was unlinked and still open when the driver died does not stay behind."""
+    fds = []
+    for number in range(5):
+        path = mount.dir / f"{number}.bin"
+        write_file(path, random.Random(number).randbytes(2 * MIB))
+        if number % 2:
+            mount.wait_sealed()
+        fds.append(os.open(path, os.O_RDWR))
+        path.unlink()
+    mount.kill()
+    for fd in fds:
+        try:
+            os.close(fd)
+        except OSError:
+            pass
+    mount.mount()
+    status = mount.wait_sealed()
+    assert status["files"] == 0
+    mount.wait_disk(2 * MIB)
+
+
+def test_sealed_file_written_at_the_kill(mount):
+    """A sealed file that was being changed in place: every write that returned is there."""
+    content = bytearray(random.Random(5).randbytes(8 * MIB))
+    path = mount.dir / "changed.bin"
+    write_file(path, content)
+    mount.wait_sealed()
+    fd = os.open(path, os.O_RDWR)
+    for at in range(0, 8 * MIB, MIB):
+        pwrite_all(fd, b"changed", at)
+        content[at:at + 7] = b"changed"
+    mount.kill()
+    try:
+        os.close(fd)
+    except OSError:
+        pass
+    mount.mount()
+    assert read_file(path) == content
+
+
+def test_fsck_after_a_kill_and_an_orderly_unmount(mount):
+    """Mount and unmount once after a kill, and fsck has nothing to say; the store is marked clean."""
+    write_file(mount.dir / "file.bin", b"x" * MIB)
+    mount.kill()
+    mount.mount()
+    mount.umount()
+    mount.assert_clean()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop(mount, number):
+    """SIGTERM and SIGINT: everything sealed, unmounted, the process gone, and all there at the next mount."""
+    contents = {f"{n}.bin": random.Random(n).randbytes(MIB + n) for n in range(5)}
+    contents["model.safetensors"] = shards.valid(3, 200_000)
+    for name, content in contents.items():
+        write_file(mount.dir / name, content)
+    mount.signal(number)
+    assert not mount.mounted
+    status = mount.status()
+    assert (status["dirty"], status["mounted"], status["files"]) == (0, False, len(contents))
+    mount.assert_clean()
+    mount.mount()
+    for name, content in contents.items():
+        assert read_file(mount.dir / name) == content
+
+
+def test_asked_to_stop_while_in_use(mount):
+    """SIGTERM with files open: the driver ends within its time, nothing closed is lost."""
+    write_file(mount.dir / "closed.bin", b"closed" * 20_000)
+    fd = os.open(mount.dir / "open.bin", os.O_RDWR | os.O_CREAT)
+    os.write(fd, b"open")
+    mount.signal(signal.SIGTERM)
+    try:
+        os.close(fd)
+    except OSError:
+        pass
+    mount.end()
+    mount.mount()
+    assert read_file(mount.dir / "closed.bin") == b"closed" * 20_000
+    assert read_file(mount.dir / "open.bin") == b"open"
