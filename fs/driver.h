@@ -35,6 +35,8 @@ struct wfs_driver {
 	struct wfs_inodes inodes;
 	struct wfs_work work;
 	sem_t loop_ends;                         /* posted when the threads of the loop are to end */
+	pthread_mutex_t handles_lock;
+	struct wfs_handle *handles;              /* all of them; under handles_lock */
 	char *mountpoint;                        /* absolute; constant */
 	int ready_fd;                            /* pipe to the waiting parent, -1: none */
 };
@@ -44,6 +46,7 @@ struct wfs_handle {
 	struct wfs_file *file;
 	bool writes;
 	atomic_bool wrote; /* since the gate last let it pass */
+	struct wfs_handle *next, **link; /* in the driver's list, under its lock; link: what points here */
 };
 
 static inline struct wfs_driver *wfs_driver_of(fuse_req_t req)
@@ -70,9 +73,11 @@ void wfs_reply_entry(fuse_req_t req, const struct wfs_attr *a);
 int wfs_handle_new(struct wfs_driver *d, uint64_t ino, int flags, struct wfs_handle **ret);
 /* The end of a handle: may start a seal. */
 void wfs_handle_free(struct wfs_driver *d, struct wfs_handle *h);
-/* Log, with its path, that the gate refused a file. */
-void wfs_log_refusal(struct wfs_driver *d, uint64_t ino, const char *what,
-	const struct wfs_err *err);
+/* After the loop: the kernel may end a mount without a RELEASE for what was closed last. */
+void wfs_handles_free_all(struct wfs_driver *d);
+/* Log what the gate has against a file, with its path; nothing if it has nothing. */
+void wfs_log_verdict(struct wfs_driver *d, uint64_t ino, const char *what,
+	const struct wfs_err *why);
 
 /* Free what a thread of the loop keeps for itself. */
 void wfs_thread_end(void);

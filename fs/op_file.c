@@ -15,6 +15,32 @@ static bool wants_to_write(int flags)
 	return (flags & O_ACCMODE) != O_RDONLY;
 }
 
+static void list_add(struct wfs_driver *d, struct wfs_handle *h)
+{
+	pthread_mutex_lock(&d->handles_lock);
+	h->next = d->handles;
+	h->link = &d->handles;
+	if (h->next)
+		h->next->link = &h->next;
+	d->handles = h;
+	pthread_mutex_unlock(&d->handles_lock);
+}
+
+static void list_remove(struct wfs_driver *d, struct wfs_handle *h)
+{
+	pthread_mutex_lock(&d->handles_lock);
+	*h->link = h->next;
+	if (h->next)
+		h->next->link = h->link;
+	pthread_mutex_unlock(&d->handles_lock);
+}
+
+void wfs_handles_free_all(struct wfs_driver *d)
+{
+	while (d->handles)
+		wfs_handle_free(d, d->handles);
+}
+
 int wfs_handle_new(struct wfs_driver *d, uint64_t ino, int flags, struct wfs_handle **ret)
 {
 	struct wfs_handle *h = calloc(1, sizeof(*h));
@@ -26,6 +52,7 @@ int wfs_handle_new(struct wfs_driver *d, uint64_t ino, int flags, struct wfs_han
 	}
 	h->writes = wants_to_write(flags) || flags & O_TRUNC;
 	atomic_init(&h->wrote, false);
+	list_add(d, h);
 	wfs_file_open(h->file, h->writes);
 	if (flags & O_TRUNC) {
 		err = wfs_file_truncate(h->file, 0);
@@ -42,6 +69,7 @@ void wfs_handle_free(struct wfs_driver *d, struct wfs_handle *h)
 {
 	uint64_t ino = wfs_file_ino(h->file);
 
+	list_remove(d, h);
 	/* A mapping may have written after the last close(2): nobody is there to be told. */
 	if (atomic_load(&h->wrote))
 		wfs_gate_close(d->store, h->file, NULL);
@@ -51,15 +79,13 @@ void wfs_handle_free(struct wfs_driver *d, struct wfs_handle *h)
 	free(h);
 }
 
-void wfs_log_refusal(struct wfs_driver *d, uint64_t ino, const char *what,
-	const struct wfs_err *err)
+void wfs_log_verdict(struct wfs_driver *d, uint64_t ino, const char *what,
+	const struct wfs_err *why)
 {
 	WFS_AUTO_FREE char *path = NULL;
 
-	if (wfs_name_path(d->store, ino, &path) != 0)
-		return;
-	wfs_log(&d->log, "%s refused: %s: %s: %s", what, path, err->reason ? err->reason : "?",
-		err->text);
+	if (why->reason && wfs_name_path(d->store, ino, &path) == 0)
+		wfs_log(&d->log, "%s: %s: %s: %s", what, path, why->reason, why->text);
 }
 
 /* ---- open and close ---- */
@@ -128,8 +154,7 @@ void wfs_op_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 		if (!err)
 			atomic_store(&h->wrote, false);
 	}
-	if (err == -EBADMSG)
-		wfs_log_refusal(d, ino, "close", &why);
+	wfs_log_verdict(d, ino, err ? "close refused" : "closed", &why);
 	fuse_reply_err(req, -err);
 }
 

@@ -127,7 +127,7 @@ void wfs_op_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t newparent, const cha
 	int err = wfs_gate_link(d->store, ino, newname, &why);
 
 	if (err == -EBADMSG)
-		wfs_log_refusal(d, ino, "link", &why);
+		wfs_log_verdict(d, ino, "link refused", &why);
 	if (!err)
 		err = wfs_name_link(d->store, ino, newparent, newname, &a);
 	if (err) {
@@ -171,7 +171,7 @@ static void log_refused_rename(struct wfs_driver *d, uint64_t parent, const char
 	struct wfs_attr a;
 
 	if (wfs_name_lookup(d->store, parent, name, &a) == 0)
-		wfs_log_refusal(d, a.ino, "rename", why);
+		wfs_log_verdict(d, a.ino, "rename refused", why);
 }
 
 void wfs_op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t newparent,

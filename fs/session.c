@@ -241,6 +241,7 @@ static int serve(struct wfs_driver *d, struct wfs_err *err)
 static void finish(struct wfs_driver *d)
 {
 	fuse_session_unmount(d->session);
+	wfs_handles_free_all(d);
 	wfs_work_stop(&d->work);
 	wfs_work_seal_all(&d->work);
 	fuse_session_destroy(d->session);
@@ -313,14 +314,16 @@ static int run_and_report(const struct wfs_mount_options *options, int ready_fd,
 
 	wfs_log_init(&d.log);
 	sem_init(&d.loop_ends, 0, 0);
+	pthread_mutex_init(&d.handles_lock, NULL);
 	ret = run(&d, &err);
 	if (ret) {
 		wfs_err_errno(&err, ret, "mounting %s", options->store);
-		if (ready_fd >= 0)
+		if (d.log.fd >= 0)
 			wfs_log(&d.log, "%s", err.text);
 		report(&err);
 	}
 	sem_destroy(&d.loop_ends);
+	pthread_mutex_destroy(&d.handles_lock);
 	free(d.mountpoint);
 	wfs_log_release(&d.log);
 	return ret ? 1 : 0;

@@ -80,6 +80,8 @@ static void *signal_main(void *ctx)
 	wfs_block_signals(&set);
 	while (sigwait(&set, &sig) != 0)
 		;
+	/* From here on it is waited for: cancelled in the log, it would keep its lock. */
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, NULL);
 	end_mount(ctx, sig);
 	return NULL;
 }

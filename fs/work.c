@@ -216,7 +216,31 @@ static void drop_dead(struct wfs_work *w)
 		wfs_log(w->log, "%zu unlinked files could not be dropped: %s", n, strerror(-ret));
 }
 
-static void keep_house(struct wfs_work *w, int64_t *last_sync_ns)
+/* What the housekeeper remembers from one tick to the next. */
+struct house {
+	int64_t synced_ns; /* when everything was last made durable */
+	uint64_t commits;  /* of the store at the last tick */
+	uint64_t tidied;   /* commits when it was last tidied */
+};
+
+/* Nothing happened for a tick, and something before it. */
+static void tidy_if_quiet(struct wfs_work *w, struct house *h)
+{
+	uint64_t commits = wfs_store_commits(w->store);
+	bool quiet = commits == h->commits && commits != h->tidied;
+	int ret;
+
+	h->commits = commits;
+	if (!quiet)
+		return;
+	ret = wfs_store_tidy(w->store);
+	if (ret <= 0)
+		h->tidied = commits;
+	if (ret < 0)
+		wfs_log(w->log, "the database could not be tidied: %s", strerror(-ret));
+}
+
+static void keep_house(struct wfs_work *w, struct house *h)
 {
 	int64_t now = now_ns();
 	int ret = 0;
@@ -227,9 +251,10 @@ static void keep_house(struct wfs_work *w, int64_t *last_sync_ns)
 	if (ret)
 		wfs_log(w->log, "space could not be given back: %s; will be tried again",
 			strerror(-ret));
-	if (now - *last_sync_ns < DURABLE_NS)
+	tidy_if_quiet(w, h);
+	if (now - h->synced_ns < DURABLE_NS)
 		return;
-	*last_sync_ns = now;
+	h->synced_ns = now;
 	ret = wfs_store_checkpoint(w->store, LOG_PAGES);
 	if (ret)
 		wfs_log(w->log, "the store could not be written to the disk: %s", strerror(-ret));
@@ -238,13 +263,13 @@ static void keep_house(struct wfs_work *w, int64_t *last_sync_ns)
 static void *housekeeper_main(void *ctx)
 {
 	struct wfs_work *w = ctx;
-	int64_t last_sync_ns = now_ns();
+	struct house house = { .synced_ns = now_ns() };
 
 	pthread_mutex_lock(&w->lock);
 	while (!w->stop) {
 		wait_until(w, &w->wake_housekeeper, now_ns() + TICK_NS);
 		pthread_mutex_unlock(&w->lock);
-		keep_house(w, &last_sync_ns);
+		keep_house(w, &house);
 		pthread_mutex_lock(&w->lock);
 	}
 	pthread_mutex_unlock(&w->lock);

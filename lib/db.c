@@ -10,6 +10,8 @@
 
 #include "schema_sql.h"
 
+#define BUSY_MS 10000 /* for a lock that a process at the end of its life still holds */
+
 static int errno_of(int code)
 {
 	switch (code & 0xff) {
@@ -46,6 +48,21 @@ int wfs_db_error(struct wfs_db *db, int code, const char *what)
 		db->log(db->log_ctx, line);
 	}
 	return ret;
+}
+
+static int pragma_number(sqlite3 *handle, const char *sql, int64_t *ret)
+{
+	sqlite3_stmt *stmt = NULL;
+	int code = sqlite3_prepare_v2(handle, sql, -1, &stmt, NULL);
+
+	if (code == SQLITE_OK)
+		code = sqlite3_step(stmt);
+	if (code == SQLITE_ROW) {
+		*ret = sqlite3_column_int64(stmt, 0);
+		code = SQLITE_OK;
+	}
+	sqlite3_finalize(stmt);
+	return code;
 }
 
 /* ---- statements ---- */
@@ -266,6 +283,42 @@ int wfs_db_checkpoint(struct wfs_db *db, int min_pages)
 	return code == SQLITE_OK || code == SQLITE_BUSY ? 0 : wfs_db_error(db, code, "checkpoint");
 }
 
+#define SPARE_PAGES 32 /* unused pages that may stay */
+#define VACUUM_PAGES 512 /* returned at once: 2 MiB, a few milliseconds under the lock */
+
+/* Move the log, and make its file empty; if a reader in another process is in the way, not now. */
+static int empty_log(struct wfs_db *db)
+{
+	int code;
+
+	sqlite3_busy_timeout(db->handle, 0);
+	code = sqlite3_wal_checkpoint_v2(db->handle, NULL, SQLITE_CHECKPOINT_TRUNCATE, NULL, NULL);
+	sqlite3_busy_timeout(db->handle, BUSY_MS);
+	if (code == SQLITE_OK)
+		db->wal_pages = 0;
+	return code == SQLITE_BUSY ? SQLITE_OK : code;
+}
+
+int wfs_db_tidy(struct wfs_db *db)
+{
+	int64_t unused = 0;
+	int code;
+
+	pthread_mutex_lock(&db->lock);
+	code = pragma_number(db->handle, "PRAGMA freelist_count", &unused);
+	if (code == SQLITE_OK && unused > SPARE_PAGES) {
+		char sql[64];
+
+		snprintf(sql, sizeof(sql), "PRAGMA incremental_vacuum(%d)", VACUUM_PAGES);
+		code = sqlite3_exec(db->handle, sql, NULL, NULL, NULL);
+		unused -= VACUUM_PAGES;
+	}
+	if (code == SQLITE_OK && unused <= SPARE_PAGES)
+		code = empty_log(db);
+	pthread_mutex_unlock(&db->lock);
+	return code == SQLITE_OK ? unused > SPARE_PAGES : wfs_db_error(db, code, "tidying up");
+}
+
 /* ---- opening ---- */
 
 static const struct wfs_db_migration migrations[] = {
@@ -313,21 +366,6 @@ int wfs_db_migrate(sqlite3 *handle, unsigned have, unsigned want,
 		return wfs_err_set(err, -EPROTONOSUPPORT, "store-version", WFS_NO_OFFSET,
 			"the store has format version %u; this weightfs knows version %u", have, want);
 	return 0;
-}
-
-static int pragma_number(sqlite3 *handle, const char *sql, int64_t *ret)
-{
-	sqlite3_stmt *stmt = NULL;
-	int code = sqlite3_prepare_v2(handle, sql, -1, &stmt, NULL);
-
-	if (code == SQLITE_OK)
-		code = sqlite3_step(stmt);
-	if (code == SQLITE_ROW) {
-		*ret = sqlite3_column_int64(stmt, 0);
-		code = SQLITE_OK;
-	}
-	sqlite3_finalize(stmt);
-	return code;
 }
 
 static int open_failed(struct wfs_db *db, int code, struct wfs_err *err)
@@ -378,7 +416,9 @@ static int open_handle(struct wfs_db *db, bool create)
 static int create_schema(struct wfs_db *db)
 {
 	char sql[160];
-	int code = sqlite3_exec(db->handle, "BEGIN EXCLUSIVE", NULL, NULL, NULL);
+	/* Before the first table: pages can then be given back one by one. */
+	int code = sqlite3_exec(db->handle, "PRAGMA auto_vacuum = INCREMENTAL; BEGIN EXCLUSIVE",
+		NULL, NULL, NULL);
 
 	if (code == SQLITE_OK)
 		code = sqlite3_exec(db->handle, wfs_schema_sql, NULL, NULL, NULL);
@@ -430,7 +470,7 @@ static int set_pragmas(struct wfs_db *db)
 		NULL, NULL, NULL);
 
 	sqlite3_db_config(db->handle, SQLITE_DBCONFIG_DEFENSIVE, 1, NULL);
-	sqlite3_busy_timeout(db->handle, 10000);
+	sqlite3_busy_timeout(db->handle, BUSY_MS);
 	if (code != SQLITE_OK || db->read_only)
 		return code;
 	/* In place of SQLite's own checkpoints: this hook is where they would start. */

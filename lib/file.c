@@ -297,6 +297,7 @@ static ssize_t with_staging(struct wfs_file *f, uint64_t keep,
 
 	if (err)
 		return err;
+	atomic_store(&f->unjudged, true);
 	fd = wfs_datafile_use(c->table, c->staging);
 	if (fd < 0) {
 		ret = fd == -ENOENT ? -EIO : fd;

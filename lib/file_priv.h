@@ -31,6 +31,7 @@ struct wfs_file {
 	bool changing;               /* its content is being replaced */
 	bool sealing;                /* a seal is at work */
 
+	atomic_bool unjudged;  /* written since the gate last looked */
 	atomic_bool stop_seal; /* set by writers, read by the seal between two reads */
 };
 

@@ -106,8 +106,10 @@ int wfs_gate_judge(struct wfs_file *f, enum wfs_verdict *ret, struct wfs_err *er
 {
 	struct wfs_err why = WFS_ERR_INIT;
 	struct verdict v;
-	int e = judge(f, &v, &why);
+	int e;
 
+	atomic_store(&f->unjudged, false); /* a write from here on will be judged again */
+	e = judge(f, &v, &why);
 	if (!e)
 		e = record(f, &v);
 	if (e)
@@ -183,8 +185,9 @@ int wfs_gate_close(struct wfs_store *s, struct wfs_file *f, struct wfs_err *err)
 	ret = wfs_db_end(&s->db, look_at_names(s, f->ino, &names));
 	if (ret)
 		return ret;
+	/* A refused rename leaves its verdict on bytes that nobody touched since. */
 	if (!names.gated)
-		return names.judged ? forget_verdict(s, f->ino) : 0;
+		return names.judged && atomic_load(&f->unjudged) ? forget_verdict(s, f->ino) : 0;
 	ret = wfs_gate_judge(f, &verdict, err);
 	return ret ? ret : refuse_at_close(s, verdict);
 }

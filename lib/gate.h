@@ -24,7 +24,7 @@ int wfs_gate_judge(struct wfs_file *f, enum wfs_verdict *ret, struct wfs_err *er
 
 /*
  * close(2) of a handle that wrote: judges if any name of the inode is gated,
- * else forgets an old verdict. -EBADMSG as the store's `validate` says.
+ * else forgets a verdict on bytes that were changed since. -EBADMSG as the store's `validate` says.
  */
 int wfs_gate_close(struct wfs_store *s, struct wfs_file *f, struct wfs_err *err);
 

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #define WORD_MAX 24
+#define ONES UINT64_C(0x0101010101010101)
 #define BYTES_PER_ESCAPE 6 /* \u0041 */
 
 static bool fail(struct wfs_json *j, enum wfs_json_failure failure, size_t at, const char *why)
@@ -123,11 +124,30 @@ static bool check_escape(struct wfs_json *j)
 	}
 }
 
+/* Some byte of the word is zero (the classic test, exact for "some"). */
+static bool has_zero(uint64_t word)
+{
+	return (word - ONES) & ~word & ONES << 7;
+}
+
+/* Some byte of the word is a quote, a backslash or a control character. */
+static bool has_special(uint64_t word)
+{
+	return has_zero(word ^ ONES * '"') || has_zero(word ^ ONES * '\\') ||
+		((word - ONES * 0x20) & ~word & ONES << 7);
+}
+
 /* Where the run of characters that stand for themselves ends. */
 static size_t plain_end(const struct wfs_json *j)
 {
 	size_t at = j->at;
+	uint64_t word;
 
+	for (; j->len - at >= sizeof(word); at += sizeof(word)) {
+		memcpy(&word, j->text + at, sizeof(word));
+		if (has_special(word))
+			break;
+	}
 	while (at < j->len) {
 		unsigned char c = (unsigned char)j->text[at];
 

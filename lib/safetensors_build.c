@@ -204,7 +204,7 @@ static int check_reserved(const struct wfs_safetensors_entry *e, struct wfs_err 
 /* More than any header can hold, said before anything of that size is allocated. */
 static int check_counts(size_t n, size_t n_meta, struct wfs_err *err)
 {
-	if (n <= WFS_SAFETENSORS_MAX_HEADER / 40 && n_meta <= WFS_SAFETENSORS_MAX_HEADER / 5)
+	if (n <= WFS_SAFETENSORS_MAX_HEADER / 40 && n_meta <= WFS_SAFETENSORS_MAX_HEADER / 6)
 		return 0;
 	return wfs_err_set(err, -EINVAL, "header-too-large", WFS_NO_OFFSET,
 		"%zu tensors and %zu metadata texts do not fit a header", n, n_meta);

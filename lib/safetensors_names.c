@@ -7,6 +7,7 @@
 #include <xxhash.h>
 
 #define FIRST_SLOTS 64
+#define INDEX_MASK WFS_NAMES_MAX
 
 void wfs_names_init(struct wfs_names *names,
 	struct wfs_text (*text_of)(const void *owner, uint32_t i), const void *owner)
@@ -29,41 +30,44 @@ static bool is_same(struct wfs_text a, struct wfs_text b)
 	return a.len == b.len && (a.len == 0 || memcmp(a.at, b.at, a.len) == 0);
 }
 
-/* The slot that holds this text, or the empty one where it belongs. */
-static uint32_t *find_slot(const struct wfs_names *names, struct wfs_text text)
+static uint64_t hash_of(const struct wfs_names *names, struct wfs_text text)
 {
-	uint64_t hash = XXH3_64bits_withSeed(text.at, text.len, names->seed);
-	uint32_t i = (uint32_t)hash & (names->n_slots - 1);
+	return XXH3_64bits_withSeed(text.at, text.len, names->seed);
+}
 
-	while (names->slots[i] &&
-		!is_same(names->text_of(names->owner, names->slots[i] - 1), text))
-		i = (i + 1) & (names->n_slots - 1);
-	return &names->slots[i];
+/* Bits of the hash that do not choose the slot, where they stand in a slot. */
+static uint32_t tag_of(uint64_t hash)
+{
+	return (uint32_t)(hash >> 32) & ~INDEX_MASK;
+}
+
+static bool holds(const struct wfs_names *names, uint32_t slot, uint32_t tag, struct wfs_text text)
+{
+	return (slot & ~INDEX_MASK) == tag &&
+		is_same(names->text_of(names->owner, (slot & INDEX_MASK) - 1), text);
 }
 
 /* Known to be absent, so nothing is compared. */
 static void put_back(struct wfs_names *names, uint32_t element)
 {
-	struct wfs_text text = names->text_of(names->owner, element);
-	uint64_t hash = XXH3_64bits_withSeed(text.at, text.len, names->seed);
+	uint64_t hash = hash_of(names, names->text_of(names->owner, element));
 	uint32_t i = (uint32_t)hash & (names->n_slots - 1);
 
 	while (names->slots[i])
 		i = (i + 1) & (names->n_slots - 1);
-	names->slots[i] = element + 1;
+	names->slots[i] = tag_of(hash) | (element + 1);
 }
 
-/* The old table goes first, so that there are never two; after -ENOMEM the set
- * cannot be used again, which nobody does. */
+/* The old table goes first, so that there are never two. */
 static int grow(struct wfs_names *names)
 {
 	uint32_t n = names->n_slots ? names->n_slots * 2 : FIRST_SLOTS;
 
 	free(names->slots);
 	names->slots = calloc(n, sizeof(*names->slots));
-	names->n_slots = names->slots ? n : 0;
 	if (!names->slots)
 		return -ENOMEM;
+	names->n_slots = n;
 	for (uint32_t i = 0; i < names->n; i++)
 		put_back(names, i);
 	return 0;
@@ -71,16 +75,22 @@ static int grow(struct wfs_names *names)
 
 int wfs_names_add(struct wfs_names *names, struct wfs_text text, uint32_t *ret)
 {
-	uint32_t *slot;
+	uint64_t hash = hash_of(names, text);
+	uint32_t i, tag = tag_of(hash);
 
+	if (names->n == WFS_NAMES_MAX)
+		return -ENOMEM;
 	if (names->n >= names->n_slots / 4 * 3 && grow(names) < 0)
 		return -ENOMEM;
-	slot = find_slot(names, text);
-	if (*slot) {
-		*ret = *slot - 1;
-		return 1;
+	i = (uint32_t)hash & (names->n_slots - 1);
+	while (names->slots[i]) {
+		if (holds(names, names->slots[i], tag, text)) {
+			*ret = (names->slots[i] & INDEX_MASK) - 1;
+			return 1;
+		}
+		i = (i + 1) & (names->n_slots - 1);
 	}
 	*ret = names->n++;
-	*slot = names->n;
+	names->slots[i] = tag | names->n;
 	return 0;
 }

@@ -133,6 +133,23 @@ int wfs_store_checkpoint(struct wfs_store *s, int min_pages)
 	return ret ? ret : wfs_db_checkpoint(&s->db, min_pages);
 }
 
+uint64_t wfs_store_commits(struct wfs_store *s)
+{
+	uint64_t commits;
+
+	pthread_mutex_lock(&s->db.lock);
+	commits = s->db.commits;
+	pthread_mutex_unlock(&s->db.lock);
+	return commits;
+}
+
+int wfs_store_tidy(struct wfs_store *s)
+{
+	int ret = wfs_store_sync(s);
+
+	return ret ? ret : wfs_db_tidy(&s->db);
+}
+
 /* ---- the directory ---- */
 
 static const char *const own_names[] = { "lock", "data", "weightfs.log", "weightfs.log.1",
@@ -422,7 +439,8 @@ static int finish(struct wfs_store *s)
 	e = wfs_recover_flush_dirty(s);
 	if (!ret)
 		ret = e;
-	e = wfs_store_sync(s);
+	while (!ret && (e = wfs_store_tidy(s)) > 0)
+		;
 	if (!ret)
 		ret = e;
 	if (ret)

@@ -79,6 +79,15 @@ int wfs_store_sync(struct wfs_store *store);
  */
 int wfs_store_checkpoint(struct wfs_store *store, int min_pages);
 
+/* How many transactions were committed; where it stays the same, the store is quiet. */
+uint64_t wfs_store_commits(struct wfs_store *store);
+
+/*
+ * For a quiet store: give back pages of the database that nothing needs any more,
+ * and empty its log. 1: call again, there is more; 0: done; -errno.
+ */
+int wfs_store_tidy(struct wfs_store *store);
+
 /* The absolute path of the store. Borrowed. */
 const char *wfs_store_path(const struct wfs_store *store);
 

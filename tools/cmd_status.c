@@ -107,7 +107,7 @@ static void print_place(const struct status *s)
 		if (!s->in_use)
 			puts("mounted  no");
 		else
-			printf("mounted  not where it can be seen from here; in use by process %d\n",
+			printf("mounted  not where it is seen from here; in use by process %d\n",
 				s->pid);
 		return;
 	}
@@ -163,7 +163,8 @@ static void print_bytes(const struct wfs_store_stats *n)
 	add_bytes(t, "stored", n->stored_bytes, ui_format("what is kept of them"));
 	add_bytes(t, "saved", saved_bytes(n), ratio_of(n));
 	if (n->dirty_bytes)
-		add_bytes(t, "dirty", n->dirty_bytes, ui_format("of what is stored: not sealed yet"));
+		add_bytes(t, "dirty", n->dirty_bytes,
+			ui_format("of what is stored: not sealed yet"));
 	if (n->pending_bytes)
 		add_bytes(t, "pending", n->pending_bytes,
 			ui_format("of the disk: about to be given back"));
@@ -183,8 +184,9 @@ static int print_text(struct status *s)
 	ui_table_print(s->table, "");
 	s->table = NULL;
 	if (s->left_out)
-		printf("%" PRIu64 " dirty file%s with nothing to report; -v lists %s\n", s->left_out,
-			s->left_out == 1 ? "" : "s", s->left_out == 1 ? "it" : "them");
+		printf("%" PRIu64 " dirty file%s with nothing to report; -v lists %s\n",
+			s->left_out, s->left_out == 1 ? "" : "s",
+			s->left_out == 1 ? "it" : "them");
 	return ui_finish();
 }
 

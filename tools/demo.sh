@@ -88,7 +88,7 @@ save()
 {
 	if [ -n "$model" ]; then
 		rm -rf "${mnt:?}/$1"
-		cp -r "$model" "$mnt/$1"
+		cp -rL "$model" "$mnt/$1" # -L: a hub cache is symbolic links
 	else
 		"$BUILD/sample-model" "$mnt/$1"
 	fi

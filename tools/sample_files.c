@@ -87,7 +87,8 @@ static int write_text(const struct sample *m, const char *name, const char *text
 
 int sample_write_json(const struct sample *m, const char *name, json_t *value)
 {
-	WFS_AUTO_FREE char *text = value ? json_dumps(value, JSON_INDENT(2) | JSON_SORT_KEYS | JSON_REAL_PRECISION(15)) : NULL;
+	const size_t flags = JSON_INDENT(2) | JSON_SORT_KEYS | JSON_REAL_PRECISION(15);
+	WFS_AUTO_FREE char *text = value ? json_dumps(value, flags) : NULL;
 	WFS_AUTO_FREE char *line = NULL;
 
 	json_decref(value);
@@ -99,22 +100,42 @@ int sample_write_json(const struct sample *m, const char *name, json_t *value)
 
 /* ---- the small files ---- */
 
+/* The keys of a Llama config that are numbers of this model. */
+static void put_sizes(const struct sample *m, json_t *config)
+{
+	const struct {
+		const char *key;
+		uint64_t value;
+	} sizes[] = {
+		{ "bos_token_id", 0 },
+		{ "eos_token_id", 1 },
+		{ "head_dim", SAMPLE_HEAD },
+		{ "hidden_size", m->hidden },
+		{ "intermediate_size", sample_inner_size(m) },
+		{ "max_position_embeddings", 2048 },
+		{ "num_attention_heads", m->hidden / SAMPLE_HEAD },
+		{ "num_hidden_layers", m->layers },
+		{ "num_key_value_heads", sample_kv_heads(m) },
+		{ "vocab_size", SAMPLE_VOCAB },
+	};
+
+	for (size_t i = 0; i < WFS_ARRAY_SIZE(sizes); i++)
+		json_object_set_new(config, sizes[i].key, ui_json_number(sizes[i].value));
+}
+
 int sample_write_config(const struct sample *m)
 {
-	json_int_t heads = (json_int_t)(m->hidden / SAMPLE_HEAD);
-	json_t *config = json_pack("{s:[s],s:s,s:b,s:s,s:i,s:i,s:s,s:i,s:I,s:f,s:I,s:i,s:b,s:I,s:I,s:I}",
-		"architectures", "LlamaForCausalLM", "model_type", "llama", "attention_bias", 0,
-		"dtype", m->dtype == WFS_DTYPE_BF16 ? "bfloat16" : "float32", "bos_token_id", 0,
-		"eos_token_id", 1, "hidden_act", "silu", "head_dim", SAMPLE_HEAD, "hidden_size",
-		(json_int_t)m->hidden, "initializer_range", 0.02, "intermediate_size",
-		(json_int_t)sample_inner_size(m), "max_position_embeddings", 2048, "tie_word_embeddings", 0,
-		"num_attention_heads", heads, "num_hidden_layers", (json_int_t)m->layers,
-		"num_key_value_heads", (json_int_t)sample_kv_heads(m));
+	json_t *config = json_pack("{s:[s],s:s,s:s,s:s}", "architectures", "LlamaForCausalLM",
+		"model_type", "llama", "hidden_act", "silu", "dtype",
+		m->dtype == WFS_DTYPE_BF16 ? "bfloat16" : "float32");
 
+	put_sizes(m, config);
+	json_object_set_new(config, "attention_bias", json_false());
+	json_object_set_new(config, "initializer_range", json_real(0.02));
 	json_object_set_new(config, "rms_norm_eps", json_real(1e-5));
 	json_object_set_new(config, "rope_theta", json_real(10000));
+	json_object_set_new(config, "tie_word_embeddings", json_false());
 	json_object_set_new(config, "use_cache", json_true());
-	json_object_set_new(config, "vocab_size", json_integer(SAMPLE_VOCAB));
 	return sample_write_json(m, "config.json", config);
 }
 
@@ -166,8 +187,9 @@ static json_t *byte_level(void)
 int sample_write_tokenizer(const struct sample *m)
 {
 	json_t *model = json_pack("{s:s,s:n,s:n,s:n,s:n,s:b,s:b,s:b,s:o,s:[]}", "type", "BPE",
-		"dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk",
-		0, "byte_fallback", 0, "ignore_merges", 0, "vocab", make_vocabulary(), "merges");
+		"dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix",
+		"fuse_unk", 0, "byte_fallback", 0, "ignore_merges", 0, "vocab", make_vocabulary(),
+		"merges");
 	json_t *tokenizer = json_pack("{s:s,s:n,s:n,s:[oo],s:n,s:o,s:n,s:o,s:o}", "version", "1.0",
 		"truncation", "padding", "added_tokens", special_token(0, "<s>"),
 		special_token(1, "</s>"), "normalizer", "pre_tokenizer", byte_level(),

@@ -32,13 +32,15 @@ static void add(struct sample *m, char *name, uint64_t rows, uint64_t columns)
 		m->tensors = ui_realloc(m->tensors, m->room * sizeof(*m->tensors));
 	}
 	t = &m->tensors[m->n++];
-	*t = (struct sample_tensor){ .name = name, .shape = { rows, columns }, .ndim = columns ? 2 : 1 };
+	*t = (struct sample_tensor){ .name = name, .shape = { rows, columns } };
+	t->ndim = columns ? 2 : 1;
 	t->bytes = rows * (columns ? columns : 1) * wfs_dtype_bits(m->dtype) / 8;
 }
 
 static void add_layer(struct sample *m, uint64_t i)
 {
-	const uint64_t h = m->hidden, inner = sample_inner_size(m), kv = sample_kv_heads(m) * SAMPLE_HEAD;
+	const uint64_t h = m->hidden, inner = sample_inner_size(m);
+	const uint64_t kv = sample_kv_heads(m) * SAMPLE_HEAD;
 	const struct {
 		const char *name;
 		uint64_t rows, columns;
@@ -133,8 +135,8 @@ static float next_weight(const struct wfs_safetensors_entry *t, uint64_t *state)
 }
 
 /* n weights as they stand in a file, little endian; returns bytes. */
-static size_t make_weights(const struct sample *m, const struct wfs_safetensors_entry *t, uint64_t *state,
-	size_t n, uint8_t *to)
+static size_t make_weights(const struct sample *m, const struct wfs_safetensors_entry *t,
+	uint64_t *state, size_t n, uint8_t *to)
 {
 	size_t at = 0;
 
@@ -144,7 +146,8 @@ static size_t make_weights(const struct sample *m, const struct wfs_safetensors_
 
 		memcpy(&bits, &x, sizeof(bits));
 		if (m->dtype == WFS_DTYPE_BF16) {
-			bits = (bits + 0x7fff + (bits >> 16 & 1)) >> 16; /* to nearest, ties to even */
+			/* to nearest, ties to even */
+			bits = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 		} else {
 			to[at++] = (uint8_t)bits;
 			to[at++] = (uint8_t)(bits >> 8);

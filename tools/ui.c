@@ -75,8 +75,8 @@ static const char *hint_for(const char *reason)
 		const char *reason, *hint;
 	} hints[] = {
 		{ "store-missing", "`weightfs mount STORE DIR` makes a store" },
-		{ "not-a-store", "a store is a directory that holds weightfs.db; to make one, mount "
-				 "an empty or missing directory" },
+		{ "not-a-store", "a store is a directory that holds weightfs.db; to make one, "
+				 "mount an empty or missing directory" },
 		{ "store-locked", "unmount it first: weightfs umount DIR" },
 		{ "store-version", "use the version of weightfs that wrote it, or a newer one" },
 		{ "store-damaged", "weightfs fsck STORE says what is wrong" },

@@ -62,6 +62,11 @@ def disk_blocks(root):
     return total
 
 
+def data_files(store):
+    """The data files of a store: what staging areas and packs there are."""
+    return [path for path in (store / "data").rglob("*") if path.is_file()]
+
+
 class Mount:
     """One store below `base`, and the directory where it is mounted."""
 

@@ -181,13 +181,17 @@ REJECTED = {
     "hole-between": make('{"a":' + entry() + ',"b":' + entry(offsets="[9,17]") + "}", 17),
     "overlap": make('{"a":' + entry() + ',"b":' + entry(offsets="[4,12]") + "}", 12),
     "same-bytes": make('{"a":' + entry() + ',"b":' + entry() + "}", 8),
-    "backwards": one(offsets="[8,0]"),
+    "backwards-at-0": one(offsets="[8,0]"),
+    "backwards": make('{"a":' + entry() + ',"b":' + entry(shape="[1]", offsets="[8,4]") + "}", 8),
     "empty-inside": make('{"a":' + entry() + ',"b":' + entry(shape="[0]", offsets="[4,4]") + "}", 8),
     "empty-past-the-end": make('{"a":' + entry() + ',"b":' + entry(shape="[0]", offsets="[9,9]") + "}", 8),
     "data-short": one(7),
     "data-long": one(b"\0" * 8 + b"\n"),
     "data-without-tensors": make("{}", 1),
-    "end-past-2^64": one(0, dtype="U8", shape=f"[{2**60}]", offsets=f"[0,{2**60}]"),
+    "data-nearly-all-missing": one(0, dtype="U8", shape=f"[{2**60}]", offsets=f"[0,{2**60}]"),
+    "end-past-64-bits": make("{" + ",".join(
+        f'"{i}":' + entry("U8", f"[{2**60 - (i == 15)}]", f"[{i << 60},{((i + 1) << 60) - (i == 15)}]")
+        for i in range(16)) + "}"),
     "lone-high-surrogate": ignored('"\\ud800"'),
     "lone-high-surrogate-letter": ignored('"\\ud800x"'),
     "lone-high-surrogate-escape": ignored('"\\ud800\\n"'),
@@ -211,6 +215,37 @@ for _number in ("2.0", "2e0", "-0", "-2", str(2**64), "02", "+2", "2.", ".2", "2
 for _number in ("1e999", "-1e999", "1e309", "1.7976931348623159e308", "17976931348623159e292", "2" + "0" * 308,
                 "1e2147483648", "1e99999999999999999999", "18446744073709551616e289", "01", "-01", "1.e5", "--1"):
     REJECTED[f"unknown-key-of-{_number[:32]}"] = ignored(_number)
+
+# lib/safetensors.h's reason for each of them.
+REASONS = {
+    "header-too-small": ["empty-file", "seven-bytes"],
+    "header-too-large": ["header-too-large"],
+    "header-cut": ["header-largest-but-cut", "header-cut"],
+    "header-not-utf8": ["not-utf8", "utf8-overlong", "utf8-surrogate", "utf8-cut-at-end"],
+    "header-not-object": ["top-array", "top-null", "top-number", "top-string"],
+    "metadata-invalid": [n for n in REJECTED if n.startswith("metadata-")],
+    "entry-invalid": [
+        "top-number-member", "top-empty-entry", "top-null-member", "duplicate-name-first-malformed", "no-dtype", "no-shape",
+        "no-offsets", "entry-array-short", "entry-array-long", "entry-array-order", "entry-string", "dtype-null",
+        "dtype-number", "dtype-array"],
+    "entry-duplicate-key": ["duplicate-key", "duplicate-key-shape", "duplicate-key-escaped"],
+    "dtype-unknown": ["dtype-unknown", "dtype-lower", "dtype-empty"],
+    "shape-invalid": [
+        "shape-null", "shape-object", "shape-string", "shape-nested", "overflow-u64", "shape-of-2.0", "shape-of-2e0",
+        "shape-of--0", "shape-of--2", f"shape-of-{2**64}"],
+    "offsets-invalid": [n for n in REJECTED if n.startswith("offsets-")],
+    "offsets-gap": ["hole-at-0", "hole-between", "backwards-at-0", "empty-past-the-end"],
+    "offsets-overlap": ["overlap", "same-bytes", "empty-inside", "backwards"],
+    "shape-overflow": ["zero-after-overflow", "bits-overflow", "end-past-64-bits"],
+    "shape-misaligned": ["f4-odd", "f4-odd-floor", "f6-two"],
+    "shape-mismatch": ["size-mismatch"],
+    "data-short": ["data-short", "data-nearly-all-missing"],
+    "data-long": ["data-long", "data-without-tensors"],
+}
+REASON_OF = {name: reason for reason, names in REASONS.items() for name in names}
+for _name in REJECTED:
+    REASON_OF.setdefault(_name, "header-not-json")
+INCOMPLETE = {"header-too-small", "header-cut", "data-short"}
 
 
 # ---- random JSON ----
