@@ -358,13 +358,15 @@ int wfs_db_migrate(sqlite3 *handle, unsigned have, unsigned want,
 		code = exec_step(handle, step);
 		if (code != SQLITE_OK)
 			return wfs_err_set(err, errno_of(code), "store-migration", WFS_NO_OFFSET,
-				"the store could not be brought from format %u to %u: %s; "
-				"it is as it was", have, step->to, sqlite3_errmsg(handle));
+				"%s could not be brought from format %u to %u: %s; it is as it was",
+				sqlite3_db_filename(handle, "main"), have, step->to,
+				sqlite3_errmsg(handle));
 		have = step->to;
 	}
 	if (have != want)
 		return wfs_err_set(err, -EPROTONOSUPPORT, "store-version", WFS_NO_OFFSET,
-			"the store has format version %u; this weightfs knows version %u", have, want);
+			"%s has format version %u; this weightfs knows version %u",
+			sqlite3_db_filename(handle, "main"), have, want);
 	return 0;
 }
 
