@@ -6,7 +6,7 @@ import signal
 import subprocess
 import time
 
-from support.watchdog import abort_connection, detach, runs_store
+from support.watchdog import abort_connection, detach, mount_device, runs_store
 
 COMMAND_SECONDS = 60
 SETTLE_SECONDS = 30
@@ -22,20 +22,6 @@ def wait_for(condition, seconds, what):
             return value
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
         time.sleep(POLL_SECONDS)
-
-
-def mount_device(directory):
-    """The device number (minor) of the mount at `directory`, None where nothing is mounted.
-
-    Reads the kernel's table: a look at the directory itself may hang.
-    """
-    found = None
-    with open("/proc/self/mountinfo") as table:
-        for line in table:
-            fields = line.split()
-            if fields[4].replace("\\040", " ") == str(directory):
-                found = int(fields[2].split(":")[1])
-    return found
 
 
 def is_running(pid):
@@ -132,8 +118,8 @@ class Mount:
         self.run("mount", self.store, self.dir, *flags)
         assert self.mounted, "mount returned 0, but nothing is mounted"
         self.pid = int((self.store / "lock").read_text().split()[0])
-        self.watchdog.tell(arm=str(self.dir), dev=mount_device(self.dir), pid=self.pid,
-                           store=str(self.store), seconds=self.seconds)
+        self.watchdog.tell(arm=str(self.dir), pid=self.pid, store=str(self.store),
+                           seconds=self.seconds)
         return self
 
     def umount(self):
@@ -165,19 +151,21 @@ class Mount:
 
     def end(self):
         """Leave nothing mounted and nothing running; True if that was orderly."""
-        if not self.mounted:
-            self._kill_driver()
-            return True
+        orderly = not self.mounted or self._umount_orderly()
+        if not orderly:
+            abort_connection(str(self.dir))
+            detach(str(self.dir))
+        self._kill_driver()
+        self.watchdog.tell(disarm=str(self.dir))
+        return orderly
+
+    def _umount_orderly(self):
         try:
             self.umount()
             return True
         except (AssertionError, subprocess.TimeoutExpired) as problem:
             print(f"the mount did not end in order: {problem}\nlog:\n{self.log()[-4000:]}")
-        abort_connection(mount_device(self.dir))
-        detach(str(self.dir))
-        self._kill_driver()
-        self.watchdog.tell(disarm=str(self.dir))
-        return False
+            return False
 
     def _kill_driver(self):
         if self.pid and is_running(self.pid) and runs_store(self.pid, str(self.store)):

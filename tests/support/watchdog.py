@@ -4,7 +4,7 @@ A process that waits for a hung FUSE driver takes no signal, and a page fault
 holds Python's global lock: neither a signal nor a thread of the test process
 can be relied on. So this runs beside it and reads one JSON object a line:
 
-    {"arm": DIR, "dev": N, "pid": N, "store": PATH, "seconds": N}
+    {"arm": DIR, "pid": N, "store": PATH, "seconds": N}
     {"disarm": DIR}
 
 A mount that is armed for longer than its seconds has its connection aborted:
@@ -24,14 +24,27 @@ import time
 CONNECTIONS = "/sys/fs/fuse/connections"
 
 
-def abort_connection(dev):
-    """Abort FUSE connection `dev`; True if there was one to abort."""
+def mount_device(directory):
+    """The device number (minor) of the mount at `directory`, None where nothing is mounted.
+
+    Reads the kernel's table: a look at the directory itself may hang.
+    """
+    found = None
+    with open("/proc/self/mountinfo") as table:
+        for line in table:
+            fields = line.split()
+            if fields[4].replace("\\040", " ") == str(directory):
+                found = int(fields[2].split(":")[1])
+    return found
+
+
+def abort_connection(directory):
+    """Abort the FUSE connection that is mounted at `directory`, if one is."""
     try:
-        with open(f"{CONNECTIONS}/{dev}/abort", "w") as f:
+        with open(f"{CONNECTIONS}/{mount_device(directory)}/abort", "w") as f:
             f.write("1")
-        return True
     except OSError:
-        return False
+        pass
 
 
 def detach(directory):
@@ -55,8 +68,9 @@ def runs_store(pid, store):
 
 
 def finish(entry):
-    abort_connection(entry["dev"])
-    detach(entry["arm"])
+    if mount_device(entry["arm"]) is not None:
+        abort_connection(entry["arm"])
+        detach(entry["arm"])
     if entry["pid"] and runs_store(entry["pid"], entry["store"]):
         try:
             os.kill(entry["pid"], signal.SIGKILL)
@@ -89,8 +103,8 @@ def main():
         now = time.monotonic()
         for entry in armed.values():
             if entry["at"] <= now:
-                print(f"watchdog: {entry['arm']} hangs, its connection is aborted", file=sys.stderr)
-                abort_connection(entry["dev"])
+                print(f"watchdog: {entry['arm']} hangs, its connection is aborted", file=sys.stderr, flush=True)
+                abort_connection(entry["arm"])
                 entry["at"] = now + 5
         wait = min((entry["at"] - now for entry in armed.values()), default=3600)
         if not select.select([0], [], [], max(wait, 0))[0]:
