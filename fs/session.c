@@ -123,11 +123,14 @@ static int find_mountpoint(struct wfs_driver *d, struct wfs_err *err)
 	const char *name = d->options->mountpoint;
 	struct stat st;
 
+	/* ENOTCONN: a FUSE mount whose driver was killed. Nothing can come of it any more. */
+	if (stat(name, &st) != 0 && errno == ENOTCONN) {
+		if (wfs_detach(name) != 0)
+			return wfs_err_set(err, -ENOTCONN, "mountpoint-dead", WFS_NO_OFFSET,
+				"%s is a mount whose driver is gone, and cannot be detached", name);
+		wfs_log(&d->log, "%s was the mount of a driver that is gone: detached", name);
+	}
 	d->mountpoint = realpath(name, NULL);
-	if (!d->mountpoint && errno == ENOTCONN)
-		return wfs_err_set(err, -ENOTCONN, "mountpoint-dead", WFS_NO_OFFSET,
-			"%s is a mount whose driver has gone; run weightfs umount %s first", name,
-			name);
 	if (!d->mountpoint)
 		return wfs_err_set(err, -errno, "mountpoint", WFS_NO_OFFSET,
 			"the mount point %s: %s", name, strerror(errno));

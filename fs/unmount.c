@@ -44,6 +44,11 @@ static int unmount(const char *mountpoint, bool lazy)
 	return umount2(mountpoint, UMOUNT_NOFOLLOW | (lazy ? MNT_DETACH : 0)) != 0 ? -errno : 0;
 }
 
+int wfs_detach(const char *mountpoint)
+{
+	return unmount(mountpoint, true);
+}
+
 /* Pages that a shared mapping dirtied reach us only when the kernel is asked. */
 static void flush_mappings(struct wfs_driver *d)
 {

@@ -17,4 +17,7 @@ void wfs_block_signals(sigset_t *ret);
 int wfs_signal_thread_start(struct wfs_driver *d, pthread_t *ret);
 void wfs_signal_thread_stop(pthread_t thread);
 
+/* Take a mount out of the tree, in use or not. 0 or -errno. */
+int wfs_detach(const char *mountpoint);
+
 #endif

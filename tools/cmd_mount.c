@@ -3,6 +3,7 @@
 #include <getopt.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "fs/session.h"
 #include "tools/command.h"
@@ -146,6 +147,14 @@ static int parse_arguments(const struct command *self, int argc, char **argv,
 	return 1;
 }
 
+/* A mount whose driver was killed answers nothing else; the new driver detaches it. */
+static bool is_dead(const char *path)
+{
+	struct stat st;
+
+	return stat(path, &st) != 0 && errno == ENOTCONN;
+}
+
 /*
  * A second mount over the first would succeed or fail in confusing ways; all
  * else that can be wrong with DIR the driver says itself. 0 or 1, printed.
@@ -160,7 +169,8 @@ static int check_not_mounted(const char *dir)
 	if (target_mounts_read(&mounts) != 0)
 		return 1;
 	mount = target_mounts_of_path(&mounts, path);
-	if (mount && !strcmp(mount->fstype, TARGET_FSTYPE) && !strcmp(mount->mountpoint, path))
+	if (mount && !strcmp(mount->fstype, TARGET_FSTYPE) && !strcmp(mount->mountpoint, path) &&
+		!is_dead(path))
 		ret = ui_error("unmount it first: weightfs umount DIR",
 			"%s: store %s is mounted here already", dir, mount->source);
 	target_mounts_release(&mounts);

@@ -16,7 +16,7 @@ import pytest
 
 from support import shards
 from support.files import MIB, pwrite_all, read_file, sha256, tree_hashes, write_all, write_file
-from support.mounts import data_files, wait_for
+from support.mounts import data_files, is_running, wait_for
 
 SEEDS = [int(seed) for seed in os.environ.get("WEIGHTFS_KILL_SEEDS", "1").split(",")]
 ROUNDS = int(os.environ.get("WEIGHTFS_KILL_ROUNDS", "10"))
@@ -276,3 +276,14 @@ def test_asked_to_stop_while_in_use(mount):
     mount.mount()
     assert read_file(mount.dir / "closed.bin") == b"closed" * 20_000
     assert read_file(mount.dir / "open.bin") == b"open"
+
+
+def test_mounted_again_over_the_dead_mount(mount):
+    """After a kill, the same mount command works at once: it detaches what is left of the old mount."""
+    write_file(mount.dir / "kept.bin", b"kept" * 1000)
+    os.kill(mount.pid, signal.SIGKILL)
+    wait_for(lambda: not is_running(mount.pid), 10, "the killed driver's end")
+    mount.mount()
+    assert read_file(mount.dir / "kept.bin") == b"kept" * 1000
+    mounts = [line for line in open("/proc/self/mountinfo") if str(mount.dir) in line]
+    assert len(mounts) == 1
