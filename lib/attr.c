@@ -15,6 +15,20 @@
 
 /* ---- attributes ---- */
 
+const char *wfs_verdict_name(enum wfs_verdict verdict)
+{
+	static const char *const names[] = {
+		[WFS_VERDICT_NONE] = "none",
+		[WFS_VERDICT_VALID] = "valid",
+		[WFS_VERDICT_OPAQUE] = "opaque",
+		[WFS_VERDICT_INCOMPLETE] = "incomplete",
+		[WFS_VERDICT_WRONG] = "wrong",
+		[WFS_VERDICT_DAMAGED] = "damaged",
+	};
+
+	return (size_t)verdict < WFS_ARRAY_SIZE(names) ? names[verdict] : "unknown";
+}
+
 static void merge(struct wfs_attr *a, unsigned set, const struct wfs_attr *want)
 {
 	int64_t now = wfs_now_ns();

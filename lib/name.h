@@ -35,6 +35,9 @@ enum wfs_verdict {
 	WFS_VERDICT_DAMAGED,    /* bytes that were acknowledged are gone; reads give EIO */
 };
 
+/* "none", "valid", "opaque", "incomplete", "wrong", "damaged"; "unknown" for another number. Static storage. */
+const char *wfs_verdict_name(enum wfs_verdict verdict);
+
 struct wfs_attr {
 	uint64_t ino;
 	uint32_t mode;          /* type and permissions, as st_mode */

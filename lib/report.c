@@ -118,23 +118,10 @@ int wfs_store_stats(struct wfs_store *s, struct wfs_store_stats *ret, struct wfs
 
 /* ---- reports ---- */
 
-static const char *verdict_name(uint64_t verdict)
-{
-	static const char *const names[] = {
-		[WFS_VERDICT_NONE] = "none",
-		[WFS_VERDICT_VALID] = "valid",
-		[WFS_VERDICT_OPAQUE] = "opaque",
-		[WFS_VERDICT_INCOMPLETE] = "incomplete",
-		[WFS_VERDICT_WRONG] = "wrong",
-		[WFS_VERDICT_DAMAGED] = "damaged",
-	};
-
-	return verdict < WFS_ARRAY_SIZE(names) ? names[verdict] : "unknown";
-}
-
 /* Rows are copied first: fn runs under no lock, and asks for paths. */
 struct row {
-	uint64_t ino, size, data_file, verdict;
+	uint64_t ino, size, data_file;
+	enum wfs_verdict verdict;
 	char *reason, *detail; /* or NULL */
 };
 
@@ -170,7 +157,7 @@ static int add_row(struct rows *rows, sqlite3_stmt *stmt)
 		.ino = (uint64_t)sqlite3_column_int64(stmt, 0),
 		.size = (uint64_t)sqlite3_column_int64(stmt, 1),
 		.data_file = (uint64_t)sqlite3_column_int64(stmt, 2),
-		.verdict = (uint64_t)sqlite3_column_int64(stmt, 3),
+		.verdict = (enum wfs_verdict)sqlite3_column_int(stmt, 3),
 	};
 	err = copy_text(stmt, 4, &r->reason);
 	return err ? err : copy_text(stmt, 5, &r->detail);
@@ -204,7 +191,7 @@ static int report_row(struct wfs_store *s, const struct row *r,
 	if (err)
 		return err;
 	report = (struct wfs_store_report){ .path = path, .ino = r->ino, .size = r->size,
-		.state = r->data_file ? "dirty" : "sealed", .verdict = verdict_name(r->verdict),
+		.state = r->data_file ? "dirty" : "sealed", .verdict = wfs_verdict_name(r->verdict),
 		.reason = r->reason, .detail = r->detail };
 	if (r->data_file && wfs_datafile_stat(&s->datafiles, r->data_file, &file) == 0)
 		report.size = (uint64_t)file.st_size;

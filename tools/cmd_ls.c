@@ -110,7 +110,7 @@ static void print_entries(const struct listing *l)
 		ui_table_take(t, ui_format("%04" PRIo32, a->mode & 07777));
 		ui_table_take(t, regular ? ui_size(a->size) : ui_format("-"));
 		ui_table_add(t, regular ? ls_state(a) : "-");
-		ui_table_add(t, regular ? ls_verdict(a) : "-");
+		ui_table_add(t, regular ? wfs_verdict_name(a->verdict) : "-");
 		ui_table_take(t, ui_escape(l->list[i].name, strlen(l->list[i].name)));
 	}
 	ui_table_print(t, "");
@@ -130,7 +130,7 @@ static json_t *entries_json(const struct listing *l)
 		if (S_ISREG(a->mode)) {
 			ui_json_put(o, "size", ui_json_number(a->size));
 			ui_json_put(o, "state", ui_json_text(ls_state(a)));
-			ui_json_put(o, "verdict", ui_json_text(ls_verdict(a)));
+			ui_json_put(o, "verdict", ui_json_text(wfs_verdict_name(a->verdict)));
 		}
 		ui_json_append(entries, o);
 	}

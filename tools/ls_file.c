@@ -30,21 +30,6 @@ const char *ls_state(const struct wfs_attr *attr)
 	return attr->data_file ? "dirty" : "sealed";
 }
 
-const char *ls_verdict(const struct wfs_attr *attr)
-{
-	static const char *const names[] = {
-		[WFS_VERDICT_NONE] = "none",
-		[WFS_VERDICT_VALID] = "valid",
-		[WFS_VERDICT_OPAQUE] = "opaque",
-		[WFS_VERDICT_INCOMPLETE] = "incomplete",
-		[WFS_VERDICT_WRONG] = "wrong",
-		[WFS_VERDICT_DAMAGED] = "damaged",
-	};
-	size_t i = (size_t)attr->verdict;
-
-	return i < WFS_ARRAY_SIZE(names) ? names[i] : "unknown";
-}
-
 /* ---- gathering ---- */
 
 static int read_header(struct wfs_store *store, struct content *c, struct wfs_err *err)
@@ -208,7 +193,7 @@ static int print_json(const struct content *c)
 	ui_json_put(root, "type", ui_json_text("file"));
 	ui_json_put(root, "size", ui_json_number(c->attr->size));
 	ui_json_put(root, "state", ui_json_text(ls_state(c->attr)));
-	ui_json_put(root, "verdict", ui_json_text(ls_verdict(c->attr)));
+	ui_json_put(root, "verdict", ui_json_text(wfs_verdict_name(c->attr->verdict)));
 	ui_json_put(root, "format", ui_json_text(tensors ? "safetensors" : "other"));
 	if (tensors) {
 		ui_json_put(root, "header", header_json(c));
@@ -289,7 +274,8 @@ static int print_text(const struct content *c)
 	WFS_AUTO_FREE char *size = ui_size(c->attr->size);
 	bool tensors = c->st.verdict == WFS_SAFETENSORS_VALID;
 
-	printf("%s: %s, %s, verdict %s", path, size, ls_state(c->attr), ls_verdict(c->attr));
+	printf("%s: %s, %s, verdict %s", path, size, ls_state(c->attr),
+		wfs_verdict_name(c->attr->verdict));
 	if (tensors)
 		printf(", safetensors with %zu tensor%s", c->st.n_tensors,
 			c->st.n_tensors == 1 ? "" : "s");

@@ -9,9 +9,8 @@
 #include "lib/store.h"
 #include "tools/target.h"
 
-/* "dirty" or "sealed"; the verdict's name as `weightfs status` has it. Static storage. */
+/* "dirty" or "sealed". Static storage. */
 const char *ls_state(const struct wfs_attr *attr);
-const char *ls_verdict(const struct wfs_attr *attr);
 
 /*
  * Print what the regular file `attr` of an open store holds: tensors, where it
