@@ -12,7 +12,7 @@
 #define MS INT64_C(1000000)
 #define QUIET_NS (300 * MS)         /* from the last close to the seal */
 #define RETRY_NS (10000 * MS)       /* after a seal that failed: a full disk, perhaps */
-#define TICK_NS (500 * MS)          /* of the housekeeper */
+#define TICK_NS (250 * MS)          /* of the housekeeper */
 #define DURABLE_NS (4000 * MS)      /* what was sealed is on the disk after this at the latest */
 #define LOG_PAGES 4096              /* of the database's log, before it is moved (16 MiB) */
 

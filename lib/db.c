@@ -286,7 +286,7 @@ int wfs_db_checkpoint(struct wfs_db *db, int min_pages)
 #define SPARE_PAGES 32 /* unused pages that may stay */
 #define VACUUM_PAGES 512 /* returned at once: 2 MiB, a few milliseconds under the lock */
 
-/* Move the log, and make its file empty; if a reader in another process is in the way, not now. */
+/* Move the log, and make its file empty. SQLITE_BUSY: a reader in another process is in the way. */
 static int empty_log(struct wfs_db *db)
 {
 	int code;
@@ -296,7 +296,7 @@ static int empty_log(struct wfs_db *db)
 	sqlite3_busy_timeout(db->handle, BUSY_MS);
 	if (code == SQLITE_OK)
 		db->wal_pages = 0;
-	return code == SQLITE_BUSY ? SQLITE_OK : code;
+	return code;
 }
 
 int wfs_db_tidy(struct wfs_db *db)
@@ -316,6 +316,8 @@ int wfs_db_tidy(struct wfs_db *db)
 	if (code == SQLITE_OK && unused <= SPARE_PAGES)
 		code = empty_log(db);
 	pthread_mutex_unlock(&db->lock);
+	if (code == SQLITE_BUSY)
+		return 1;
 	return code == SQLITE_OK ? unused > SPARE_PAGES : wfs_db_error(db, code, "tidying up");
 }
 

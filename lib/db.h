@@ -112,8 +112,8 @@ int wfs_db_checkpoint(struct wfs_db *db, int min_pages);
 
 /*
  * For a quiet moment: return some unused pages of the database to the disk, and
- * empty the log as checkpoint does. 1: there are more; 0: done; -errno. Call
- * wfs_store_sync first.
+ * empty the log as checkpoint does. 1: there are more, or another process reads
+ * the log: try again; 0: done; -errno. Call wfs_store_sync first.
  */
 int wfs_db_tidy(struct wfs_db *db);
 

@@ -428,6 +428,8 @@ int wfs_store_open(const char *path, const struct wfs_store_options *options,
 	return 0;
 }
 
+#define MAX_TIDY 1000 /* rounds at the end of a mount: 2 GiB of unused database */
+
 /* An orderly end: everything on disk, and the store says so. */
 static int finish(struct wfs_store *s)
 {
@@ -439,9 +441,9 @@ static int finish(struct wfs_store *s)
 	e = wfs_recover_flush_dirty(s);
 	if (!ret)
 		ret = e;
-	while (!ret && (e = wfs_store_tidy(s)) > 0)
+	for (int tries = 0; !ret && (e = wfs_store_tidy(s)) > 0 && tries < MAX_TIDY; tries++)
 		;
-	if (!ret)
+	if (!ret && e < 0)
 		ret = e;
 	if (ret)
 		return ret;

@@ -67,11 +67,12 @@ figure()
 	"$weightfs" status --json "$store" | sed -n "s/^  \"$1\": \\([0-9]*\\),*\$/\\1/p"
 }
 
-# Wait until nothing is left to seal or to give back.
+# Wait until nothing is left to seal or to give back, and the database has emptied its log.
 settle()
 {
 	tries=0
-	while [ "$(figure dirty)" != 0 ] || [ "$(figure pending_bytes)" != 0 ]; do
+	while [ "$(figure dirty)" != 0 ] || [ "$(figure pending_bytes)" != 0 ] ||
+		[ -s "$store/weightfs.db-wal" ]; do
 		tries=$((tries + 1))
 		[ "$tries" -lt 3000 ] || fail "files are still dirty; see: $weightfs status -v $mnt"
 		sleep 0.1
