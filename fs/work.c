@@ -14,7 +14,7 @@
 #define RETRY_NS (10000 * MS)       /* after a seal that failed: a full disk, perhaps */
 #define TICK_NS (250 * MS)          /* of the housekeeper */
 #define DURABLE_NS (4000 * MS)      /* what was sealed is on the disk after this at the latest */
-#define LOG_PAGES 4096              /* of the database's log, before it is moved (16 MiB) */
+#define LOG_PAGES 2048              /* of the database's log, before it is moved (8 MiB) */
 
 static int64_t now_ns(void)
 {
@@ -252,7 +252,7 @@ static void keep_house(struct wfs_work *w, struct house *h)
 		wfs_log(w->log, "space could not be given back: %s; will be tried again",
 			strerror(-ret));
 	tidy_if_quiet(w, h);
-	if (now - h->synced_ns < DURABLE_NS)
+	if (now - h->synced_ns < DURABLE_NS && wfs_store_log_pages(w->store) < LOG_PAGES)
 		return;
 	h->synced_ns = now;
 	ret = wfs_store_checkpoint(w->store, LOG_PAGES);

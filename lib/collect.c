@@ -7,6 +7,7 @@
 
 #include "lib/datafile_state.h"
 #include "lib/manifest.h"
+#include "lib/reserve.h"
 #include "lib/store_priv.h"
 
 #define OBJECTS_AT_ONCE 1000 /* of a dead manifest, in one transaction */
@@ -48,7 +49,7 @@ static int dismantle_all(struct wfs_store *s)
 
 	do
 		more = dismantle_some(s);
-	while (more > 0);
+	while (more > 0 || (more == -ENOSPC && wfs_reserve_make_room(s)));
 	return more;
 }
 
@@ -229,7 +230,9 @@ static int collect_some(struct wfs_store *s, struct work *work, uint64_t *after)
 	if (left)
 		atomic_store(&s->collect_wanted, true);
 	if (ret == 0)
-		ret = forget_done(s, work, n);
+		do
+			ret = forget_done(s, work, n);
+		while (ret == -ENOSPC && wfs_reserve_make_room(s));
 	return ret ? ret : n == FILES_AT_ONCE;
 }
 

@@ -8,6 +8,7 @@
 
 #include "lib/datafile_state.h"
 #include "lib/manifest.h"
+#include "lib/reserve.h"
 #include "lib/store_priv.h"
 
 #define ATTR_COLUMNS 15 /* of WFS_ATTR_COLUMNS */
@@ -459,14 +460,26 @@ static int unlink_locked(struct wfs_store *s, uint64_t parent, const char *name,
 	return err ? err : lose_name(s, child, parent, wfs_now_ns());
 }
 
+/* A full disk does not prevent it: lib/reserve.h. */
+static int remove_name(struct wfs_store *s, uint64_t parent, const char *name, bool want_dir,
+	struct wfs_attr *child)
+{
+	int err;
+
+	do {
+		err = wfs_db_begin(&s->db);
+		if (!err)
+			err = wfs_db_end(&s->db, unlink_locked(s, parent, name, want_dir, child));
+	} while (err == -ENOSPC && wfs_reserve_make_room(s));
+	return err;
+}
+
 int wfs_name_unlink(struct wfs_store *s, uint64_t parent, const char *name, uint64_t *ret_ino,
 	bool *ret_gone)
 {
 	struct wfs_attr child;
-	int err = wfs_db_begin(&s->db);
+	int err = remove_name(s, parent, name, false, &child);
 
-	if (!err)
-		err = wfs_db_end(&s->db, unlink_locked(s, parent, name, false, &child));
 	if (err)
 		return err;
 	*ret_ino = child.ino;
@@ -477,10 +490,8 @@ int wfs_name_unlink(struct wfs_store *s, uint64_t parent, const char *name, uint
 int wfs_name_rmdir(struct wfs_store *s, uint64_t parent, const char *name, uint64_t *ret_ino)
 {
 	struct wfs_attr child;
-	int err = wfs_db_begin(&s->db);
+	int err = remove_name(s, parent, name, true, &child);
 
-	if (!err)
-		err = wfs_db_end(&s->db, unlink_locked(s, parent, name, true, &child));
 	if (!err)
 		*ret_ino = child.ino;
 	return err;
@@ -504,7 +515,7 @@ static int drop_one(struct wfs_store *s, uint64_t ino)
 	return ret;
 }
 
-int wfs_name_drop(struct wfs_store *s, const uint64_t *inos, size_t n)
+static int drop_all(struct wfs_store *s, const uint64_t *inos, size_t n)
 {
 	int ret = wfs_db_begin(&s->db);
 
@@ -512,7 +523,16 @@ int wfs_name_drop(struct wfs_store *s, const uint64_t *inos, size_t n)
 		return ret;
 	for (size_t i = 0; i < n && ret == 0; i++)
 		ret = drop_one(s, inos[i]);
-	ret = wfs_db_end(&s->db, ret);
+	return wfs_db_end(&s->db, ret);
+}
+
+int wfs_name_drop(struct wfs_store *s, const uint64_t *inos, size_t n)
+{
+	int ret;
+
+	do
+		ret = drop_all(s, inos, n);
+	while (ret == -ENOSPC && wfs_reserve_make_room(s));
 	if (ret == 0)
 		atomic_store(&s->collect_wanted, true);
 	return ret;

@@ -7,6 +7,7 @@
 #include "lib/datafile_state.h"
 #include "lib/manifest.h"
 #include "lib/object.h"
+#include "lib/reserve.h"
 #include "lib/seal_plan.h"
 
 /* How often the objects that were found may be gone by the time of the transaction. */
@@ -237,6 +238,8 @@ static int seal_staging(struct wfs_file *f, struct wfs_content *staging)
 
 	if (ret)
 		return ret;
+	if (!wfs_reserve_is_safe(f->store))
+		return -ENOSPC;
 	if (size == 0)
 		return commit(f, staging, NULL, INTO_DB, NULL);
 	ret = wfs_plan_split(&plan, f, staging, size);

@@ -15,6 +15,7 @@
 #include "lib/collect.h"
 #include "lib/datafile_state.h"
 #include "lib/recover.h"
+#include "lib/reserve.h"
 #include "lib/store_priv.h"
 
 /* ---- small things that all of lib/ uses ---- */
@@ -133,6 +134,16 @@ int wfs_store_checkpoint(struct wfs_store *s, int min_pages)
 	return ret ? ret : wfs_db_checkpoint(&s->db, min_pages);
 }
 
+int wfs_store_log_pages(struct wfs_store *s)
+{
+	int pages;
+
+	pthread_mutex_lock(&s->db.lock);
+	pages = s->db.wal_pages;
+	pthread_mutex_unlock(&s->db.lock);
+	return pages;
+}
+
 uint64_t wfs_store_commits(struct wfs_store *s)
 {
 	uint64_t commits;
@@ -147,13 +158,15 @@ int wfs_store_tidy(struct wfs_store *s)
 {
 	int ret = wfs_store_sync(s);
 
+	if (!ret)
+		ret = wfs_reserve_take(s);
 	return ret ? ret : wfs_db_tidy(&s->db);
 }
 
 /* ---- the directory ---- */
 
 static const char *const own_names[] = { "lock", "data", "weightfs.log", "weightfs.log.1",
-	"lost+found", "control" };
+	"lost+found", "control", "reserve" };
 
 static bool is_own_name(const char *name)
 {
@@ -416,6 +429,9 @@ int wfs_store_open(const char *path, const struct wfs_store_options *options,
 		e = ensure_root(s);
 	if (!e && !s->db.read_only)
 		e = wfs_recover(s, err);
+	if (!e && !s->db.read_only && wfs_reserve_take(s) != 0)
+		wfs_store_log(s, "%s: no space could be reserved for removals on a full disk",
+			s->path);
 	if (e) {
 		wfs_err_set(err, e, e == -EUCLEAN ? "store-damaged" : "io", WFS_NO_OFFSET,
 			"%s: %s; run weightfs fsck", s->path, strerror(-e));

@@ -5,6 +5,7 @@
  *   weightfs.db   SQLite, WAL; lib/schema.sql is its specification
  *   data/xx/ID    data files
  *   lock          flock'ed by the process that may write; holds its pid as text
+ *   reserve       space that is given up when the disk is full (lib/reserve.h)
  *
  * wfs_store_open(…, WFS_STORE_WRITE) takes the lock, recovers what an unclean
  * stop left behind (lib/recover.h) and may be called once for a store in a
@@ -79,12 +80,15 @@ int wfs_store_sync(struct wfs_store *store);
  */
 int wfs_store_checkpoint(struct wfs_store *store, int min_pages);
 
+/* Pages in the database's log that are not in the database file yet. */
+int wfs_store_log_pages(struct wfs_store *store);
+
 /* How many transactions were committed; where it stays the same, the store is quiet. */
 uint64_t wfs_store_commits(struct wfs_store *store);
 
 /*
  * For a quiet store: give back pages of the database that nothing needs any more,
- * and empty its log. 1: call again, there is more; 0: done; -errno.
+ * empty its log, and take the reserve again if it was given up. 1: call again, there is more; 0: done; -errno.
  */
 int wfs_store_tidy(struct wfs_store *store);
 

@@ -207,7 +207,7 @@ DAMAGE = [
 def test_undamaged_copy_is_clean(weightfs, store):
     status, answer = fsck(weightfs, store)
     assert (status, answer["findings"], answer["clean"]) == (0, [], True)
-    assert answer["objects"] >= 6
+    assert answer["summary"]["objects"] >= 6
 
 
 @pytest.mark.parametrize("kind, damage, also, mentions", [d[1:] for d in DAMAGE], ids=[d[0] for d in DAMAGE])
@@ -229,7 +229,7 @@ def test_check_changes_no_byte(weightfs, store):
 
 
 @pytest.mark.parametrize("damage, reason", [
-    (lambda store: shutil.rmtree(store), "no such store"),
+    (lambda store: shutil.rmtree(store), "No such file or directory"),
     (lambda store: (store / "weightfs.db").unlink(), "weightfs.db"),
     (lambda store: (store / "weightfs.db").write_bytes(b"not a database" * 100), "not a database"),
     (sql("PRAGMA user_version = 99"), "99"),
@@ -240,7 +240,7 @@ def test_no_store_is_refused_with_a_reason(weightfs, store, damage, reason):
     done = subprocess.run([str(weightfs), "fsck", str(store)], capture_output=True, text=True, timeout=60)
     assert done.returncode not in (0, 2)
     assert reason in done.stderr
-    assert done.stderr.count("\n") == 1
+    assert done.stderr.count("\n") <= 2  # what is wrong, and what to do
 
 
 def test_store_in_use_is_clean(mount):

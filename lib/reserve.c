@@ -1,0 +1,54 @@
+#include "lib/reserve.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+
+#include "lib/store_priv.h"
+
+#define NAME "reserve"
+
+static bool has_free(struct wfs_store *s, uint64_t bytes)
+{
+	struct statvfs st;
+
+	return fstatvfs(s->dir_fd, &st) == 0 && (uint64_t)st.f_bavail * st.f_frsize >= bytes;
+}
+
+bool wfs_reserve_is_safe(struct wfs_store *s)
+{
+	struct stat st;
+
+	return fstatat(s->dir_fd, NAME, &st, AT_SYMLINK_NOFOLLOW) == 0 ||
+	       has_free(s, WFS_RESERVE_BYTES);
+}
+
+int wfs_reserve_take(struct wfs_store *s)
+{
+	WFS_AUTO_CLOSE int fd = -1;
+	struct stat st;
+	int ret;
+
+	if (fstatat(s->dir_fd, NAME, &st, AT_SYMLINK_NOFOLLOW) == 0 || !has_free(s, 4 * WFS_RESERVE_BYTES))
+		return 0;
+	fd = openat(s->dir_fd, NAME, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+	if (fd < 0)
+		return -errno;
+	ret = fallocate(fd, 0, 0, (off_t)WFS_RESERVE_BYTES) != 0 ? -errno : 0;
+	/* A disk that cannot reserve blocks has no reserve; its file would hold nothing. */
+	if (ret)
+		unlinkat(s->dir_fd, NAME, 0);
+	return ret == -EOPNOTSUPP || ret == -ENOSPC ? 0 : ret;
+}
+
+bool wfs_reserve_make_room(struct wfs_store *s)
+{
+	if (wfs_store_log_pages(s) > 0 && wfs_store_checkpoint(s, 1) == 0 && wfs_store_log_pages(s) == 0)
+		return true;
+	if (unlinkat(s->dir_fd, NAME, 0) != 0)
+		return false;
+	wfs_store_log(s, "%s: the disk is full: the reserve was given up so that files can be "
+		"removed", s->path);
+	return true;
+}
