@@ -47,6 +47,7 @@ class Writer(threading.Thread):
         self.unknown = set()
         self.problem = None
         self.directory.mkdir(exist_ok=True)
+        self.fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
 
     def run(self):
         try:
@@ -56,6 +57,8 @@ class Writer(threading.Thread):
             pass  # the driver was killed: what is acknowledged is in self.closed
         except BaseException as problem:
             self.problem = problem
+        finally:
+            os.close(self.fd)
 
     def step(self):
         content = some_content(self.generator)
@@ -66,7 +69,7 @@ class Writer(threading.Thread):
         self.unknown.add(path)
         digest = hashlib.sha256(content).hexdigest()
         if kind == "remove":
-            path.unlink(missing_ok=True)
+            self.remove(path.name)
             digest = None
         elif kind == "append":
             self.append(path, content)
@@ -80,6 +83,13 @@ class Writer(threading.Thread):
         self.unknown.discard(path)
         if digest:
             self.closed[path] = digest
+
+    def remove(self, name):
+        """Through a handle: by its path a name is missing, too, when the mount is gone."""
+        try:
+            os.unlink(name, dir_fd=self.fd)
+        except FileNotFoundError:
+            pass
 
     def append(self, path, content):
         fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
