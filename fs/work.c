@@ -173,8 +173,12 @@ void wfs_work_seal_all(struct wfs_work *w)
 
 	if (ret)
 		wfs_log(w->log, "the dirty files could not be listed: %s", strerror(-ret));
-	for (size_t i = 0; i < n; i++)
-		seal_one(w, inos[i]);
+	for (size_t i = 0; i < n; i++) {
+		/* Nobody is left who could be busy with it. */
+		if (wfs_seal(w->store, inos[i], NULL) != 0)
+			wfs_log(w->log, "inode %llu stays dirty; it is sealed after the next mount",
+				(unsigned long long)inos[i]);
+	}
 }
 
 /* ---- keeping house ---- */

@@ -23,6 +23,10 @@ struct wfs_file {
 	struct wfs_file *next;
 	unsigned refs;
 
+	/* Not beside what the lock guards: compilers read neighbours together. */
+	atomic_bool unjudged;  /* written since the gate last looked */
+	atomic_bool stop_seal; /* set by writers, read by the seal between two reads */
+
 	pthread_mutex_t lock;
 	/* under lock */
 	pthread_cond_t changed;      /* loaded or changing became different */
@@ -30,9 +34,6 @@ struct wfs_file {
 	unsigned writers;            /* handles that may write, and operations that do */
 	bool changing;               /* its content is being replaced */
 	bool sealing;                /* a seal is at work */
-
-	atomic_bool unjudged;  /* written since the gate last looked */
-	atomic_bool stop_seal; /* set by writers, read by the seal between two reads */
 };
 
 /* The content as it is now, with a reference. */
