@@ -257,6 +257,7 @@ static int open_store(struct wfs_driver *d, struct wfs_err *err)
 		.mode = WFS_STORE_WRITE,
 		.create = !d->options->read_only,
 		.validate = d->options->validate,
+		.verbose = d->options->verbose,
 		.digest_bits = bits ? (unsigned)atoi(bits) : 0,
 		.log = wfs_log_line,
 		.log_ctx = &d->log,
@@ -269,7 +270,7 @@ static int run_mount(struct wfs_driver *d, struct wfs_err *err)
 {
 	int ret;
 
-	wfs_work_init(&d->work, d->store, &d->log, d->options->verbose);
+	wfs_work_init(&d->work, d->store, &d->log);
 	ret = check_apart(d, err);
 	if (!ret && d->ready_fd >= 0)
 		ret = wfs_log_to_file(&d->log, wfs_store_path(d->store));

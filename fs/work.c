@@ -34,12 +34,11 @@ static void init_cond(pthread_cond_t *cond)
 	pthread_condattr_destroy(&attr);
 }
 
-void wfs_work_init(struct wfs_work *w, struct wfs_store *store, struct wfs_log *log, bool verbose)
+void wfs_work_init(struct wfs_work *w, struct wfs_store *store, struct wfs_log *log)
 {
 	memset(w, 0, sizeof(*w));
 	w->store = store;
 	w->log = log;
-	w->verbose = verbose;
 	pthread_mutex_init(&w->lock, NULL);
 	init_cond(&w->wake_sealer);
 	init_cond(&w->wake_housekeeper);

@@ -25,7 +25,6 @@ struct wfs_log;
 struct wfs_work {
 	struct wfs_store *store; /* constant */
 	struct wfs_log *log;     /* constant */
-	bool verbose;            /* constant */
 	pthread_t sealers[WFS_WORK_SEALERS];
 	pthread_t housekeeper;
 	unsigned n_sealers; /* running; owner's */
@@ -41,7 +40,7 @@ struct wfs_work {
 	size_t n_dead, dead_room;
 };
 
-void wfs_work_init(struct wfs_work *w, struct wfs_store *store, struct wfs_log *log, bool verbose);
+void wfs_work_init(struct wfs_work *w, struct wfs_store *store, struct wfs_log *log);
 /* Start the threads, and seal what is dirty already. After daemonizing. */
 int wfs_work_start(struct wfs_work *w);
 /* Let each thread finish what it is at, and wait for it. */

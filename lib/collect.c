@@ -164,6 +164,17 @@ static int punch(struct wfs_store *s, const struct work *work, struct wfs_datafi
 	return ret;
 }
 
+static void log_given_back(struct wfs_store *s, const struct work *work)
+{
+	char path[WFS_DATAFILE_PATH_SIZE];
+
+	if (!s->options.verbose || !work->done)
+		return;
+	wfs_datafile_path(work->id, path);
+	wfs_store_log(s, "gave back %s%s", work->state == WFS_DATA_DOOMED ? "" : "dead ranges of ",
+		path);
+}
+
 /* A file that somebody has open waits for the next time. */
 static int collect_file(struct wfs_store *s, struct work *work)
 {
@@ -179,6 +190,7 @@ static int collect_file(struct wfs_store *s, struct work *work)
 			ret = punch(s, work, df);
 		wfs_datafile_end_collect(&s->datafiles, df);
 		work->done = ret == 0;
+		log_given_back(s, work);
 	}
 	wfs_datafile_unref(&s->datafiles, df);
 	return ret == -EOPNOTSUPP ? 0 : ret;

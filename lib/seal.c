@@ -20,13 +20,20 @@ enum fate {
 	INTO_DB,    /* nothing is left but what the database takes */
 };
 
-static enum fate choose_fate(const struct wfs_plan *p)
+static uint64_t count_fresh(const struct wfs_plan *p)
 {
 	uint64_t fresh = 0;
 
 	for (size_t i = 0; i < p->n; i++)
 		if (wfs_plan_is_new(&p->pieces[i]))
 			fresh += p->pieces[i].length;
+	return fresh;
+}
+
+static enum fate choose_fate(const struct wfs_plan *p)
+{
+	uint64_t fresh = count_fresh(p);
+
 	if (p->size <= WFS_SMALL_FILE)
 		return INTO_DB;
 	if (fresh == p->size)
@@ -189,6 +196,22 @@ static int commit(struct wfs_file *f, struct wfs_content *staging, struct wfs_pl
 
 /* ---- the whole ---- */
 
+static void log_sealed(const struct wfs_plan *p, enum fate fate)
+{
+	static const char *const where[] = {
+		[KEEP_WHOLE] = "a data file",
+		[KEEP_PART] = "part of a data file",
+		[INTO_DB] = "the database",
+	};
+	struct wfs_store *s = p->file->store;
+	WFS_AUTO_FREE char *path = NULL;
+
+	if (!s->options.verbose || wfs_name_path(s, p->file->ino, &path) != 0)
+		return;
+	wfs_store_log(s, "sealed %s: %zu objects, %llu bytes, of which %llu are new and in %s", path,
+		p->n, (unsigned long long)p->size, (unsigned long long)count_fresh(p), where[fate]);
+}
+
 static int seal_plan(struct wfs_file *f, struct wfs_plan *p)
 {
 	WFS_AUTO_FREE uint64_t *ids = NULL;
@@ -211,6 +234,8 @@ static int seal_plan(struct wfs_file *f, struct wfs_plan *p)
 			ret = wfs_datafile_sync(&f->store->datafiles, p->content->staging);
 		if (ret == 0)
 			ret = commit(f, p->content, p, fate, ids);
+		if (ret == 0)
+			log_sealed(p, fate);
 		if (ret != -ESTALE)
 			return ret;
 	}

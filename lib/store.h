@@ -38,6 +38,7 @@ struct wfs_store_options {
 	enum wfs_store_mode mode;
 	bool create;            /* WRITE: make the store if `path` is missing or an empty directory */
 	enum wfs_validate validate;
+	bool verbose;           /* also log what is sealed, shared and given back */
 	unsigned digest_bits;   /* 0: all 128; fewer only in tests of collisions */
 	/* Where the store says what a person should know; NULL: nowhere. Called
 	 * from any thread, never with a lock of the store held. */

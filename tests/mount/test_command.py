@@ -423,3 +423,16 @@ def test_commands_are_quick(mount):
     begin = time.monotonic()
     mount.remount()
     assert time.monotonic() - begin < 3
+
+
+def test_verbose_log(unmounted):
+    """-v logs by name what is sealed and how much of it is new, and what is given back."""
+    unmounted.run("mount", unmounted.store, unmounted.dir, "-v")
+    content = os.urandom(300_000)
+    write_file(unmounted.dir / "first.bin", content)
+    wait_for(lambda: "sealed /first.bin: 1 objects, 300000 bytes, of which 300000 are new" in unmounted.log(), 10,
+             "the seal of the first file")
+    write_file(unmounted.dir / "second.bin", content)
+    wait_for(lambda: "sealed /second.bin: 1 objects, 300000 bytes, of which 0 are new" in unmounted.log(), 10,
+             "the seal of the second file")
+    wait_for(lambda: "gave back data/" in unmounted.log(), 10, "the second data file given back")
