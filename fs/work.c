@@ -7,6 +7,7 @@
 #include "fs/log.h"
 #include "lib/collect.h"
 #include "lib/name.h"
+#include "lib/reserve.h"
 #include "lib/seal.h"
 
 #define MS INT64_C(1000000)
@@ -249,6 +250,7 @@ static void keep_house(struct wfs_work *w, struct house *h)
 	int ret = 0;
 
 	drop_dead(w);
+	wfs_reserve_keep(w->store); /* if it cannot be had now, then at the next tick */
 	if (wfs_collect_wanted(w->store))
 		ret = wfs_collect(w->store);
 	if (ret)

@@ -8,6 +8,8 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "lib/db_uri.h"
+
 #include "schema_sql.h"
 
 #define BUSY_MS 10000 /* for a lock that a process at the end of its life still holds */
@@ -393,8 +395,8 @@ static int open_failed(struct wfs_db *db, int code, struct wfs_err *err)
  */
 static int open_handle(struct wfs_db *db, bool create)
 {
-	int flags = SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_EXRESCODE | SQLITE_OPEN_URI;
-	char *uri;
+	int flags = SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_EXRESCODE;
+	WFS_AUTO_FREE char *uri = NULL;
 	int code;
 
 	if (!db->read_only)
@@ -409,12 +411,10 @@ static int open_handle(struct wfs_db *db, bool create)
 		return SQLITE_OK;
 	sqlite3_close(db->handle);
 	db->handle = NULL;
-	uri = sqlite3_mprintf("file:%w?immutable=1", db->path);
+	uri = wfs_db_immutable_uri(db->path);
 	if (!uri)
 		return SQLITE_NOMEM;
-	code = sqlite3_open_v2(uri, &db->handle, flags, NULL);
-	sqlite3_free(uri);
-	return code;
+	return sqlite3_open_v2(uri, &db->handle, flags | SQLITE_OPEN_URI, NULL);
 }
 
 static int create_schema(struct wfs_db *db)

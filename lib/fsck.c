@@ -7,6 +7,7 @@
 #include <sys/file.h>
 #include <sys/stat.h>
 
+#include "lib/db_uri.h"
 #include "lib/fsck_check.h"
 
 #define APPLICATION_ID 0x57744653
@@ -25,25 +26,10 @@ bool wfs_fsck_in_use(struct wfs_fsck_run *run)
 	return fd >= 0 && flock(fd, LOCK_SH | LOCK_NB) != 0 && errno == EWOULDBLOCK;
 }
 
-/* "file:PATH?immutable=1", with what a URI gives a meaning escaped; or NULL. */
-static char *immutable_uri(const char *path)
-{
-	char *uri = malloc(3 * strlen(path) + sizeof("file:?immutable=1"));
-	char *p = uri;
-
-	if (!uri)
-		return NULL;
-	p += sprintf(p, "file:");
-	for (; *path; path++)
-		p += sprintf(p, strchr("%?#", *path) ? "%%%02x" : "%c", *path);
-	sprintf(p, "?immutable=1");
-	return uri;
-}
-
 static int open_handle(const char *path, bool immutable, sqlite3 **ret)
 {
 	int flags = SQLITE_OPEN_READONLY | SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_EXRESCODE;
-	WFS_AUTO_FREE char *uri = immutable ? immutable_uri(path) : NULL;
+	WFS_AUTO_FREE char *uri = immutable ? wfs_db_immutable_uri(path) : NULL;
 
 	*ret = NULL;
 	if (immutable && !uri)

@@ -9,30 +9,32 @@
 
 #define NAME "reserve"
 
-static bool has_free(struct wfs_store *s, uint64_t bytes)
+/* Bytes that may still be written; 0 if that is not known. */
+static uint64_t free_bytes(struct wfs_store *s)
 {
 	struct statvfs st;
 
-	return fstatvfs(s->dir_fd, &st) == 0 && (uint64_t)st.f_bavail * st.f_frsize >= bytes;
+	return fstatvfs(s->dir_fd, &st) == 0 ? (uint64_t)st.f_bavail * st.f_frsize : 0;
+}
+
+static bool is_taken(struct wfs_store *s)
+{
+	struct stat st;
+
+	return fstatat(s->dir_fd, NAME, &st, AT_SYMLINK_NOFOLLOW) == 0;
 }
 
 bool wfs_reserve_is_safe(struct wfs_store *s)
 {
-	struct stat st;
-
-	return fstatat(s->dir_fd, NAME, &st, AT_SYMLINK_NOFOLLOW) == 0 ||
-	       has_free(s, WFS_RESERVE_BYTES);
+	return free_bytes(s) >= WFS_RESERVE_BYTES || is_taken(s);
 }
 
-int wfs_reserve_take(struct wfs_store *s)
+static int take(struct wfs_store *s)
 {
-	WFS_AUTO_CLOSE int fd = -1;
-	struct stat st;
+	WFS_AUTO_CLOSE int fd = openat(s->dir_fd, NAME,
+		O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
 	int ret;
 
-	if (fstatat(s->dir_fd, NAME, &st, AT_SYMLINK_NOFOLLOW) == 0 || !has_free(s, 4 * WFS_RESERVE_BYTES))
-		return 0;
-	fd = openat(s->dir_fd, NAME, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
 	if (fd < 0)
 		return -errno;
 	ret = fallocate(fd, 0, 0, (off_t)WFS_RESERVE_BYTES) != 0 ? -errno : 0;
@@ -40,6 +42,18 @@ int wfs_reserve_take(struct wfs_store *s)
 	if (ret)
 		unlinkat(s->dir_fd, NAME, 0);
 	return ret == -EOPNOTSUPP || ret == -ENOSPC ? 0 : ret;
+}
+
+int wfs_reserve_keep(struct wfs_store *s)
+{
+	uint64_t left = free_bytes(s);
+	bool taken = is_taken(s);
+
+	if (!taken && left < WFS_RESERVE_BELOW && left >= 4 * WFS_RESERVE_BYTES)
+		return take(s);
+	if (taken && left >= 2 * WFS_RESERVE_BELOW && unlinkat(s->dir_fd, NAME, 0) != 0)
+		return -errno;
+	return 0;
 }
 
 bool wfs_reserve_make_room(struct wfs_store *s)

@@ -4,8 +4,10 @@
  * A removal is a transaction, and has to be written somewhere: to the database's
  * log. STORE/reserve holds WFS_RESERVE_BYTES of disk blocks for that. A removal that
  * meets ENOSPC first has the log written into the database, so that its space is
- * used again, then gives up the reserve. The housekeeper takes it again when
- * there is room.
+ * used again, then gives up the reserve. It is taken again when there is room.
+ *
+ * On a disk with more than WFS_RESERVE_BELOW bytes free there is no reserve: nobody
+ * fills that between two looks of the housekeeper.
  */
 #ifndef WFS_RESERVE_H
 #define WFS_RESERVE_H
@@ -14,9 +16,14 @@
 #include "lib/store.h"
 
 #define WFS_RESERVE_BYTES (UINT64_C(16) << 20)
+#define WFS_RESERVE_BELOW (UINT64_C(4) << 30)
 
-/* Take the reserve if it is not there and the disk has four times its size free. 0 or -errno. */
-int wfs_reserve_take(struct wfs_store *s);
+/*
+ * Take the reserve if the disk has less than WFS_RESERVE_BELOW and more than four
+ * times the reserve free; return it if the disk has twice WFS_RESERVE_BELOW. Cheap:
+ * to be called several times a second while files are written. 0 or -errno.
+ */
+int wfs_reserve_keep(struct wfs_store *s);
 
 /*
  * Find room for a transaction that failed with ENOSPC. True: it may be tried

@@ -158,8 +158,6 @@ int wfs_store_tidy(struct wfs_store *s)
 {
 	int ret = wfs_store_sync(s);
 
-	if (!ret)
-		ret = wfs_reserve_take(s);
 	return ret ? ret : wfs_db_tidy(&s->db);
 }
 
@@ -429,7 +427,7 @@ int wfs_store_open(const char *path, const struct wfs_store_options *options,
 		e = ensure_root(s);
 	if (!e && !s->db.read_only)
 		e = wfs_recover(s, err);
-	if (!e && !s->db.read_only && wfs_reserve_take(s) != 0)
+	if (!e && !s->db.read_only && wfs_reserve_keep(s) != 0)
 		wfs_store_log(s, "%s: no space could be reserved for removals on a full disk",
 			s->path);
 	if (e) {

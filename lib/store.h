@@ -5,7 +5,7 @@
  *   weightfs.db   SQLite, WAL; lib/schema.sql is its specification
  *   data/xx/ID    data files
  *   lock          flock'ed by the process that may write; holds its pid as text
- *   reserve       space that is given up when the disk is full (lib/reserve.h)
+ *   reserve       on a disk that gets full: space that removals may use (lib/reserve.h)
  *
  * wfs_store_open(…, WFS_STORE_WRITE) takes the lock, recovers what an unclean
  * stop left behind (lib/recover.h) and may be called once for a store in a
@@ -89,7 +89,7 @@ uint64_t wfs_store_commits(struct wfs_store *store);
 
 /*
  * For a quiet store: give back pages of the database that nothing needs any more,
- * empty its log, and take the reserve again if it was given up. 1: call again, there is more; 0: done; -errno.
+ * and empty its log. 1: call again, there is more; 0: done; -errno.
  */
 int wfs_store_tidy(struct wfs_store *store);
 
