@@ -14,8 +14,8 @@
 #define QUIET_NS (300 * MS)         /* from the last close to the seal */
 #define RETRY_NS (10000 * MS)       /* after a seal that failed: a full disk, perhaps */
 #define TICK_NS (250 * MS)          /* of the housekeeper */
+#define BUSY_TICK_NS (50 * MS)      /* while transactions come fast */
 #define DURABLE_NS (4000 * MS)      /* what was sealed is on the disk after this at the latest */
-#define LOG_PAGES 2048              /* of the database's log, before it is moved (8 MiB) */
 
 static int64_t now_ns(void)
 {
@@ -257,10 +257,10 @@ static void keep_house(struct wfs_work *w, struct house *h)
 		wfs_log(w->log, "space could not be given back: %s; will be tried again",
 			strerror(-ret));
 	tidy_if_quiet(w, h);
-	if (now - h->synced_ns < DURABLE_NS && wfs_store_log_pages(w->store) < LOG_PAGES)
+	if (now - h->synced_ns < DURABLE_NS && wfs_store_log_pages(w->store) < WFS_STORE_LOG_PAGES)
 		return;
 	h->synced_ns = now;
-	ret = wfs_store_checkpoint(w->store, LOG_PAGES);
+	ret = wfs_store_checkpoint(w->store, WFS_STORE_LOG_PAGES);
 	if (ret)
 		wfs_log(w->log, "the store could not be written to the disk: %s", strerror(-ret));
 }
@@ -269,12 +269,15 @@ static void *housekeeper_main(void *ctx)
 {
 	struct wfs_work *w = ctx;
 	struct house house = { .synced_ns = now_ns() };
+	int64_t tick_ns = TICK_NS;
 
 	pthread_mutex_lock(&w->lock);
 	while (!w->stop) {
-		wait_until(w, &w->wake_housekeeper, now_ns() + TICK_NS);
+		wait_until(w, &w->wake_housekeeper, now_ns() + tick_ns);
 		pthread_mutex_unlock(&w->lock);
 		keep_house(w, &house);
+		tick_ns = wfs_store_log_pages(w->store) > WFS_STORE_LOG_PAGES / 4 ? BUSY_TICK_NS
+										  : TICK_NS;
 		pthread_mutex_lock(&w->lock);
 	}
 	pthread_mutex_unlock(&w->lock);

@@ -45,11 +45,11 @@ static int dismantle_some(struct wfs_store *s)
 
 static int dismantle_all(struct wfs_store *s)
 {
-	int more;
+	int more, tries = 0;
 
 	do
 		more = dismantle_some(s);
-	while (more > 0 || (more == -ENOSPC && wfs_reserve_make_room(s)));
+	while (more > 0 || (more == -ENOSPC && wfs_reserve_make_room(s, &tries)));
 	return more;
 }
 
@@ -242,9 +242,12 @@ static int collect_some(struct wfs_store *s, struct work *work, uint64_t *after)
 	if (left)
 		atomic_store(&s->collect_wanted, true);
 	if (ret == 0)
-		do
-			ret = forget_done(s, work, n);
-		while (ret == -ENOSPC && wfs_reserve_make_room(s));
+		ret = forget_done(s, work, n);
+	/* The bytes are given back; the rows can wait. The reserve is for what gives bytes back. */
+	if (ret == -ENOSPC) {
+		atomic_store(&s->collect_wanted, true);
+		ret = 0;
+	}
 	return ret ? ret : n == FILES_AT_ONCE;
 }
 

@@ -215,8 +215,25 @@ static int begin(struct wfs_db *db, const char *sql)
 	return code;
 }
 
+/* Where the log cannot be moved, not every transaction tries it again. */
+static void bound_log(struct wfs_db *db)
+{
+	bool is_due;
+	int pages;
+
+	pthread_mutex_lock(&db->lock);
+	pages = db->wal_pages;
+	is_due = pages >= db->bound_pages;
+	if (is_due)
+		db->bound_pages = pages + WFS_DB_LOG_BOUND / 4;
+	pthread_mutex_unlock(&db->lock);
+	if (is_due && (!db->may_move_log || db->may_move_log(db->may_move_log_ctx)))
+		wfs_db_checkpoint(db, WFS_DB_LOG_BOUND);
+}
+
 int wfs_db_begin(struct wfs_db *db)
 {
+	bound_log(db);
 	return begin(db, "BEGIN IMMEDIATE");
 }
 
@@ -269,16 +286,22 @@ int wfs_db_sync(struct wfs_db *db)
 	return ret;
 }
 
+static void log_is_moved(struct wfs_db *db)
+{
+	db->wal_pages = 0;
+	db->bound_pages = WFS_DB_LOG_BOUND;
+}
+
 int wfs_db_checkpoint(struct wfs_db *db, int min_pages)
 {
-	int code = SQLITE_OK;
+	int code = SQLITE_OK, pages, moved;
 
 	pthread_mutex_lock(&db->lock);
 	if (db->wal_pages >= min_pages) {
-		code = sqlite3_wal_checkpoint_v2(db->handle, NULL, SQLITE_CHECKPOINT_PASSIVE, NULL,
-			NULL);
-		if (code == SQLITE_OK)
-			db->wal_pages = 0;
+		code = sqlite3_wal_checkpoint_v2(db->handle, NULL, SQLITE_CHECKPOINT_PASSIVE, &pages,
+			&moved);
+		if (code == SQLITE_OK && moved == pages)
+			log_is_moved(db);
 	}
 	pthread_mutex_unlock(&db->lock);
 	/* A reader in another process may hold it up; the next call tries again. */
@@ -297,7 +320,7 @@ static int empty_log(struct wfs_db *db)
 	code = sqlite3_wal_checkpoint_v2(db->handle, NULL, SQLITE_CHECKPOINT_TRUNCATE, NULL, NULL);
 	sqlite3_busy_timeout(db->handle, BUSY_MS);
 	if (code == SQLITE_OK)
-		db->wal_pages = 0;
+		log_is_moved(db);
 	return code;
 }
 
@@ -535,7 +558,7 @@ int wfs_db_open(struct wfs_db *db, const char *dir, bool read_only, bool create,
 	memset(db->stmts, 0, sizeof(db->stmts));
 	db->handle = NULL;
 	db->commits = 0;
-	db->wal_pages = 0;
+	log_is_moved(db);
 	db->synced = 0;
 	db->in_transaction = false;
 	db->read_only = read_only;

@@ -24,6 +24,13 @@
 #define WFS_DB_APPLICATION_ID 0x57744653
 #define WFS_DB_VERSION 1
 
+/*
+ * Pages in the log (12 MiB) at which the next transaction waits until the log is
+ * moved, where nobody called wfs_db_checkpoint in time. The log's file, and what
+ * the database grows by in a checkpoint, then have a bound (lib/reserve.h).
+ */
+#define WFS_DB_LOG_BOUND 3072
+
 struct wfs_db {
 	pthread_mutex_t lock;
 	/* under lock */
@@ -31,12 +38,15 @@ struct wfs_db {
 	sqlite3_stmt *stmts[WFS_QUERY_COUNT];
 	uint64_t commits; /* transactions that changed something */
 	int wal_pages;    /* in the log since it was last moved to the database file */
+	int bound_pages;  /* of the log: the next transaction moves it first; see WFS_DB_LOG_BOUND */
 	bool in_transaction;
 	/* constant after open */
 	bool read_only;
 	bool was_clean; /* before this open: an orderly unmount was the last thing */
 	char *path;     /* of weightfs.db */
 	int wal_fd;     /* of weightfs.db-wal; -1 if read_only */
+	bool (*may_move_log)(void *ctx); /* is on the disk what must be there before; does not wait */
+	void *may_move_log_ctx;
 	void (*log)(void *ctx, const char *line);
 	void *log_ctx;
 	/* under sync_lock */

@@ -464,13 +464,13 @@ static int unlink_locked(struct wfs_store *s, uint64_t parent, const char *name,
 static int remove_name(struct wfs_store *s, uint64_t parent, const char *name, bool want_dir,
 	struct wfs_attr *child)
 {
-	int err;
+	int err, tries = 0;
 
 	do {
 		err = wfs_db_begin(&s->db);
 		if (!err)
 			err = wfs_db_end(&s->db, unlink_locked(s, parent, name, want_dir, child));
-	} while (err == -ENOSPC && wfs_reserve_make_room(s));
+	} while (err == -ENOSPC && wfs_reserve_make_room(s, &tries));
 	return err;
 }
 
@@ -528,11 +528,11 @@ static int drop_all(struct wfs_store *s, const uint64_t *inos, size_t n)
 
 int wfs_name_drop(struct wfs_store *s, const uint64_t *inos, size_t n)
 {
-	int ret;
+	int ret, tries = 0;
 
 	do
 		ret = drop_all(s, inos, n);
-	while (ret == -ENOSPC && wfs_reserve_make_room(s));
+	while (ret == -ENOSPC && wfs_reserve_make_room(s, &tries));
 	if (ret == 0)
 		atomic_store(&s->collect_wanted, true);
 	return ret;

@@ -8,6 +8,7 @@
 #include "lib/store_priv.h"
 
 #define NAME "reserve"
+#define MAX_TRIES 4 /* the log, the reserve, and what others take meanwhile */
 
 /* Bytes that may still be written; 0 if that is not known. */
 static uint64_t free_bytes(struct wfs_store *s)
@@ -26,7 +27,7 @@ static bool is_taken(struct wfs_store *s)
 
 bool wfs_reserve_is_safe(struct wfs_store *s)
 {
-	return free_bytes(s) >= WFS_RESERVE_BYTES || is_taken(s);
+	return free_bytes(s) >= 2 * WFS_RESERVE_BYTES || is_taken(s);
 }
 
 static int take(struct wfs_store *s)
@@ -56,13 +57,28 @@ int wfs_reserve_keep(struct wfs_store *s)
 	return 0;
 }
 
-bool wfs_reserve_make_room(struct wfs_store *s)
+/* True if the log's space can be used from its beginning again. */
+static bool move_log(struct wfs_store *s)
 {
-	if (wfs_store_log_pages(s) > 0 && wfs_store_checkpoint(s, 1) == 0 && wfs_store_log_pages(s) == 0)
-		return true;
-	if (unlinkat(s->dir_fd, NAME, 0) != 0)
+	return wfs_store_log_pages(s) > 0 && wfs_store_checkpoint(s, 1) == 0 &&
+	       wfs_store_log_pages(s) == 0;
+}
+
+bool wfs_reserve_make_room(struct wfs_store *s, int *tries)
+{
+	if ((*tries)++ >= MAX_TRIES)
 		return false;
+	if (move_log(s))
+		return true;
+	/* Without a reserve: another thread may have moved the log since the caller failed. */
+	if (unlinkat(s->dir_fd, NAME, 0) != 0)
+		return *tries == 1;
 	wfs_store_log(s, "%s: the disk is full: the reserve was given up so that files can be "
 		"removed", s->path);
+	/*
+	 * At once, while there is room for the database to grow by what is in the
+	 * log. From here on removals only use pages and log space that are there.
+	 */
+	move_log(s);
 	return true;
 }

@@ -27,9 +27,10 @@ int wfs_reserve_keep(struct wfs_store *s);
 
 /*
  * Find room for a transaction that failed with ENOSPC. True: it may be tried
- * once more. No lock may be held; waits for the disk.
+ * once more. `*tries`, 0 at first, counts the calls for one transaction. No lock
+ * may be held; waits for the disk.
  */
-bool wfs_reserve_make_room(struct wfs_store *s);
+bool wfs_reserve_make_room(struct wfs_store *s, int *tries);
 
 /*
  * False while the reserve is given up and the disk is nearly full: what is left is

@@ -102,22 +102,36 @@ static int flush_one(struct wfs_store *s, uint64_t data_file)
 /* Flush what was renamed over something; files that fail stay on the list. */
 static int flush_renamed(struct wfs_store *s)
 {
+	uint64_t data_file = 0;
 	int ret = 0;
 
-	for (;;) {
-		uint64_t data_file;
-
+	/* Whoever finds the list empty may rely on it that nobody still waits for one of it. */
+	pthread_mutex_lock(&s->flush_run_lock);
+	do {
 		pthread_mutex_lock(&s->flush_lock);
 		data_file = s->n_flush ? s->flush[--s->n_flush] : 0;
 		pthread_mutex_unlock(&s->flush_lock);
-		if (!data_file)
-			return ret;
-		ret = flush_one(s, data_file);
-		if (ret) {
+		if (data_file)
+			ret = flush_one(s, data_file);
+		if (ret)
 			wfs_store_flush_later(s, data_file);
-			return ret;
-		}
-	}
+	} while (data_file && ret == 0);
+	pthread_mutex_unlock(&s->flush_run_lock);
+	return ret;
+}
+
+static bool nothing_to_flush(void *ctx)
+{
+	struct wfs_store *s = ctx;
+	bool is_empty = false;
+
+	if (pthread_mutex_trylock(&s->flush_run_lock) != 0)
+		return false;
+	pthread_mutex_lock(&s->flush_lock);
+	is_empty = s->n_flush == 0;
+	pthread_mutex_unlock(&s->flush_lock);
+	pthread_mutex_unlock(&s->flush_run_lock);
+	return is_empty;
 }
 
 int wfs_store_sync(struct wfs_store *s)
@@ -238,6 +252,49 @@ static int read_pid(int fd)
 	return n > 0 ? atoi(text) : 0;
 }
 
+/*
+ * Is the process that had the store dead, though its lock is still there? The
+ * kernel ends the threads of a killed process one by one, and the lock with the
+ * last. So does `weightfs status` look at the lock, for an instant.
+ */
+static bool holder_is_gone(int pid)
+{
+	char path[64], text[512], *state;
+	WFS_AUTO_CLOSE int fd = -1;
+	ssize_t n;
+
+	if (pid <= 0 || pid == getpid())
+		return pid <= 0;
+	snprintf(path, sizeof(path), "/proc/%d/stat", pid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	n = fd >= 0 ? read(fd, text, sizeof(text) - 1) : -1;
+	if (n <= 0)
+		return true;
+	text[n] = '\0';
+	state = strrchr(text, ')');
+	return state && (strncmp(state, ") Z", 3) == 0 || strncmp(state, ") X", 3) == 0);
+}
+
+#define LOCK_TRIES 100
+#define LOCK_WAIT_NS 20000000 /* 20 ms; 2 s in all */
+
+/* flock, with some patience for a holder that is on its way out. errno as flock(2). */
+static int lock_patiently(int fd)
+{
+	const struct timespec wait = { .tv_nsec = LOCK_WAIT_NS };
+	int ret = flock(fd, LOCK_EX | LOCK_NB);
+
+	for (int i = 0; i < LOCK_TRIES && ret != 0 && errno == EWOULDBLOCK; i++) {
+		if (!holder_is_gone(read_pid(fd))) {
+			errno = EWOULDBLOCK;
+			break;
+		}
+		nanosleep(&wait, NULL);
+		ret = flock(fd, LOCK_EX | LOCK_NB);
+	}
+	return ret;
+}
+
 static int take_lock(struct wfs_store *s, struct wfs_err *err)
 {
 	char text[32];
@@ -246,7 +303,7 @@ static int take_lock(struct wfs_store *s, struct wfs_err *err)
 	s->lock_fd = openat(s->dir_fd, "lock", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
 	if (s->lock_fd < 0)
 		return wfs_err_errno(err, -errno, "%s/lock", s->path);
-	if (flock(s->lock_fd, LOCK_EX | LOCK_NB) != 0) {
+	if (lock_patiently(s->lock_fd) != 0) {
 		if (errno != EWOULDBLOCK)
 			return wfs_err_errno(err, -errno, "%s/lock", s->path);
 		return wfs_err_set(err, -EBUSY, "store-locked", WFS_NO_OFFSET,
@@ -358,6 +415,8 @@ static int open_database(struct wfs_store *s, struct wfs_err *err)
 	}
 	s->db.log = s->options.log;
 	s->db.log_ctx = s->options.log_ctx;
+	s->db.may_move_log = nothing_to_flush;
+	s->db.may_move_log_ctx = s;
 	return ret ? ret : wfs_db_open(&s->db, s->path, !writes, !exists, err);
 }
 
@@ -379,6 +438,7 @@ static void free_store(struct wfs_store *s)
 		close(s->lock_fd); /* and with it the lock, last of all */
 	pthread_mutex_destroy(&s->files_lock);
 	pthread_mutex_destroy(&s->flush_lock);
+	pthread_mutex_destroy(&s->flush_run_lock);
 	pthread_mutex_destroy(&s->collect_lock);
 	free(s->flush);
 	free(s->path);
@@ -398,6 +458,7 @@ static struct wfs_store *new_store(const struct wfs_store_options *options)
 	s->lock_fd = -1;
 	pthread_mutex_init(&s->files_lock, NULL);
 	pthread_mutex_init(&s->flush_lock, NULL);
+	pthread_mutex_init(&s->flush_run_lock, NULL);
 	pthread_mutex_init(&s->collect_lock, NULL);
 	return s;
 }

@@ -81,6 +81,12 @@ int wfs_store_sync(struct wfs_store *store);
  */
 int wfs_store_checkpoint(struct wfs_store *store, int min_pages);
 
+/*
+ * The log is moved when it has this many pages (8 MiB): the reserve (lib/reserve.h)
+ * must be able to hold what the database then grows by.
+ */
+#define WFS_STORE_LOG_PAGES 2048
+
 /* Pages in the database's log that are not in the database file yet. */
 int wfs_store_log_pages(struct wfs_store *store);
 

@@ -37,6 +37,7 @@ struct wfs_store {
 	/* Data files that the next wfs_store_sync must flush before the
 	 * database: of inodes that were renamed over others. Under flush_lock. */
 	pthread_mutex_t flush_lock;
+	pthread_mutex_t flush_run_lock; /* held by the one thread that works on the list */
 	uint64_t *flush;
 	size_t n_flush, flush_room;
 
