@@ -117,7 +117,10 @@
 	Q(STAT_OBJECTS, "SELECT count(*), sum(length) FROM object")                                \
 	Q(STAT_MANIFESTS, "SELECT count(*) FROM manifest")                                         \
 	Q(STAT_DATA, "SELECT count(*) FROM data_file")                                             \
-	Q(STAT_DATA_EACH, "SELECT id, state FROM data_file")                                       \
+	Q(STAT_DATA_EACH, "SELECT id, state, CASE WHEN holes > 0 THEN (SELECT "                    \
+			  "coalesce(sum(length), 0) FROM object WHERE data_file = d.id) END "      \
+			  "FROM data_file d")                                                      \
+	Q(STAT_DEAD, "SELECT coalesce(sum(size), 0) FROM manifest WHERE refs = 0")                 \
 	Q(STAT_DIRTY, "SELECT ino, data_file, nlink FROM inode WHERE data_file IS NOT NULL")       \
 	Q(STAT_REPORT, "SELECT ino, size, data_file, verdict, reason, detail FROM inode "          \
 		       "WHERE nlink > 0 AND ino IN (SELECT ino FROM inode "                        \

@@ -60,9 +60,21 @@ static int count_objects(struct wfs_store *s, struct wfs_store_stats *st)
 	return found < 0 ? found : 0;
 }
 
+/* Disk blocks of a data file that are about to be given back. */
+static uint64_t pending_of(sqlite3_stmt *row, uint64_t held)
+{
+	uint64_t live = (uint64_t)sqlite3_column_int64(row, 2);
+
+	if (sqlite3_column_int(row, 1) >= WFS_DATA_DOOMED)
+		return held;
+	/* Only where ranges died that are not punched out yet. */
+	return sqlite3_column_type(row, 2) != SQLITE_NULL && held > live ? held - live : 0;
+}
+
 static int count_data_files(struct wfs_store *s, struct wfs_store_stats *st)
 {
 	sqlite3_stmt *row;
+	uint64_t dead = 0;
 	int more;
 
 	for (more = wfs_db_first(&s->db, WFS_Q_STAT_DATA_EACH, &row, ""); more > 0;
@@ -75,10 +87,12 @@ static int count_data_files(struct wfs_store *s, struct wfs_store_stats *st)
 			continue;
 		held = (uint64_t)file.st_blocks * 512;
 		st->disk_bytes += held;
-		if (sqlite3_column_int(row, 1) >= WFS_DATA_DOOMED)
-			st->pending_bytes += held;
+		st->pending_bytes += pending_of(row, held);
 	}
-	return more;
+	if (more == 0)
+		more = wfs_db_number(&s->db, WFS_Q_STAT_DEAD, &dead, "");
+	st->pending_bytes += dead;
+	return more < 0 ? more : 0;
 }
 
 static void count_database(struct wfs_store *s, struct wfs_store_stats *st)

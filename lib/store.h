@@ -115,7 +115,7 @@ struct wfs_store_stats {
 	uint64_t logical_bytes; /* sizes of all names of regular files added up: what `cp -r` to another disk would write */
 	uint64_t stored_bytes;  /* bytes of live objects and dirty files: what is kept once */
 	uint64_t dirty_bytes;   /* of these, in dirty files */
-	uint64_t pending_bytes; /* held by data files that wait to be given back (doomed), as disk blocks */
+	uint64_t pending_bytes; /* waits to be given back, at most: contents without a file, dead ranges of data files */
 	uint64_t disk_bytes;    /* disk blocks of data files and database */
 	uint64_t objects;
 	uint64_t manifests;

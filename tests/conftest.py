@@ -51,9 +51,19 @@ def mount_control_filesystem():
         subprocess.run(["mount", "-t", "fusectl", "fusectl", CONNECTIONS], capture_output=True)
 
 
-def pytest_runtest_setup(item):
-    if item.get_closest_marker("root_only") and os.geteuid() != 0:
-        pytest.skip("needs root")
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="also the tests that take minutes")
+
+
+def pytest_collection_modifyitems(config, items):
+    """What this run is not about is left out, not skipped: a skip says that something is missing."""
+    unwanted = {"root_only"} if os.geteuid() != 0 else set()
+    if not config.getoption("--long"):
+        unwanted.add("long")
+    out = [item for item in items if any(item.get_closest_marker(name) for name in unwanted)]
+    if out:
+        config.hook.pytest_deselected(items=out)
+        items[:] = [item for item in items if item not in set(out)]
 
 
 def pytest_terminal_summary(terminalreporter, config):
