@@ -1,10 +1,10 @@
 #include <errno.h>
 #include <string.h>
-#include <sys/statvfs.h>
 #include <sys/sysmacros.h>
 
 #include "fs/driver.h"
 #include "lib/gate.h"
+#include "lib/quota.h"
 #include "lib/store_time.h"
 
 void wfs_fill_stat(const struct wfs_attr *a, struct stat *st)
@@ -69,12 +69,15 @@ void wfs_op_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 static int set_size(struct wfs_driver *d, uint64_t ino, uint64_t size, struct wfs_handle *h)
 {
 	struct wfs_file *f;
+	int tries = 0;
 	int err = wfs_file_get(d->store, ino, &f);
 
 	if (err)
 		return err;
 	wfs_file_open(f, true);
-	err = wfs_file_truncate(f, size);
+	do
+		err = wfs_file_truncate(f, size);
+	while (wfs_work_try_again(&d->work, err, &tries));
 	if (!err && h)
 		atomic_store(&h->wrote, true);
 	else if (!err)
@@ -146,11 +149,11 @@ void wfs_op_statfs(fuse_req_t req, fuse_ino_t ino)
 {
 	struct wfs_driver *d = wfs_driver_of(req);
 	struct statvfs st;
+	int ret = wfs_quota_statvfs(d->store, &st);
 
 	(void)ino;
-	/* What is free on the disk below is free here. */
-	if (statvfs(wfs_store_path(d->store), &st) != 0) {
-		fuse_reply_err(req, errno);
+	if (ret) {
+		fuse_reply_err(req, -ret);
 		return;
 	}
 	st.f_namemax = WFS_NAME_MAX;

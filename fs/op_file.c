@@ -120,8 +120,11 @@ void wfs_op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t m
 	struct fuse_entry_param e;
 	struct wfs_handle *h;
 	struct wfs_attr a;
-	int err = wfs_name_create(d->store, parent, name, &new, &a);
+	int err, tries = 0;
 
+	do
+		err = wfs_name_create(d->store, parent, name, &new, &a);
+	while (wfs_work_try_again(&d->work, err, &tries));
 	if (!err)
 		err = wfs_handle_new(d, a.ino, (fi->flags & ~O_TRUNC) | O_WRONLY, &h);
 	if (!err) {
@@ -210,10 +213,15 @@ void wfs_op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
 void wfs_op_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_t off,
 	struct fuse_file_info *fi)
 {
+	struct wfs_driver *d = wfs_driver_of(req);
 	struct wfs_handle *h = wfs_handle_of(fi);
-	ssize_t n = wfs_file_write(h->file, buf, size, (uint64_t)off);
+	int tries = 0;
+	ssize_t n;
 
 	(void)ino;
+	do
+		n = wfs_file_write(h->file, buf, size, (uint64_t)off);
+	while (wfs_work_try_again(&d->work, n, &tries));
 	atomic_store(&h->wrote, true);
 	if (n < 0)
 		fuse_reply_err(req, (int)-n);
@@ -224,12 +232,16 @@ void wfs_op_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, 
 void wfs_op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t offset, off_t length,
 	struct fuse_file_info *fi)
 {
+	struct wfs_driver *d = wfs_driver_of(req);
 	struct wfs_handle *h = wfs_handle_of(fi);
+	int err, tries = 0;
 
 	(void)ino;
 	atomic_store(&h->wrote, true);
-	fuse_reply_err(req,
-		-wfs_file_fallocate(h->file, mode, (uint64_t)offset, (uint64_t)length));
+	do
+		err = wfs_file_fallocate(h->file, mode, (uint64_t)offset, (uint64_t)length);
+	while (wfs_work_try_again(&d->work, err, &tries));
+	fuse_reply_err(req, -err);
 }
 
 void wfs_op_lseek(fuse_req_t req, fuse_ino_t ino, off_t off, int whence, struct fuse_file_info *fi)
@@ -248,8 +260,13 @@ void wfs_op_copy_file_range(fuse_req_t req, fuse_ino_t ino_in, off_t off_in,
 	struct fuse_file_info *fi_out, size_t len, int flags)
 {
 	struct wfs_handle *in = wfs_handle_of(fi_in), *out = wfs_handle_of(fi_out);
-	ssize_t n = wfs_file_copy(in->file, (uint64_t)off_in, out->file, (uint64_t)off_out, len);
+	struct wfs_driver *d = wfs_driver_of(req);
+	int tries = 0;
+	ssize_t n;
 
+	do
+		n = wfs_file_copy(in->file, (uint64_t)off_in, out->file, (uint64_t)off_out, len);
+	while (wfs_work_try_again(&d->work, n, &tries));
 	(void)ino_in;
 	(void)ino_out;
 	(void)flags;

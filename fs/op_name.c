@@ -85,8 +85,11 @@ static void make(fuse_req_t req, fuse_ino_t parent, const char *name, const stru
 {
 	struct wfs_driver *d = wfs_driver_of(req);
 	struct wfs_attr a;
-	int err = wfs_name_create(d->store, parent, name, new, &a);
+	int err, tries = 0;
 
+	do
+		err = wfs_name_create(d->store, parent, name, new, &a);
+	while (wfs_work_try_again(&d->work, err, &tries));
 	if (err) {
 		fuse_reply_err(req, -err);
 		return;

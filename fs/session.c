@@ -130,7 +130,7 @@ static int find_mountpoint(struct wfs_driver *d, struct wfs_err *err)
 				"%s is a mount whose driver is gone, and cannot be detached", name);
 		wfs_log(&d->log, "%s was the mount of a driver that is gone: detached", name);
 	}
-	d->mountpoint = realpath(name, NULL);
+	d->mountpoint = stat(name, &st) == 0 ? realpath(name, NULL) : NULL;
 	if (!d->mountpoint)
 		return wfs_err_set(err, -errno, "mountpoint", WFS_NO_OFFSET,
 			"the mount point %s: %s", name, strerror(errno));
@@ -231,7 +231,8 @@ static int serve(struct wfs_driver *d, struct wfs_err *err)
 
 	if (ret)
 		return wfs_err_errno(err, ret, "starting a thread");
-	ret = wfs_work_start(&d->work);
+	if (!wfs_store_is_read_only(d->store))
+		ret = wfs_work_start(&d->work);
 	if (!ret)
 		ret = wfs_loop_run(d, THREADS);
 	if (ret)
@@ -246,7 +247,8 @@ static void finish(struct wfs_driver *d)
 	fuse_session_unmount(d->session);
 	wfs_handles_free_all(d);
 	wfs_work_stop(&d->work);
-	wfs_work_seal_all(&d->work);
+	if (!wfs_store_is_read_only(d->store))
+		wfs_work_seal_all(&d->work);
 	fuse_session_destroy(d->session);
 }
 
@@ -257,13 +259,32 @@ static int open_store(struct wfs_driver *d, struct wfs_err *err)
 		.mode = WFS_STORE_WRITE,
 		.create = !d->options->read_only,
 		.validate = d->options->validate,
+		.max_size = d->options->max_size,
 		.verbose = d->options->verbose,
 		.digest_bits = bits ? (unsigned)atoi(bits) : 0,
 		.log = wfs_log_line,
 		.log_ctx = &d->log,
 	};
 
-	return wfs_store_open(d->options->store, &options, &d->store, err);
+	struct wfs_err first = WFS_ERR_INIT;
+	int ret = wfs_store_open(d->options->store, &options, &d->store, &first);
+
+	/* To read is all that is asked for: then a store that cannot be written will do. */
+	if (d->options->read_only && (ret == -EROFS || ret == -EACCES || ret == -EPERM)) {
+		options.mode = WFS_STORE_HOLD;
+		return wfs_store_open(d->options->store, &options, &d->store, err);
+	}
+	if (ret)
+		*err = first;
+	return ret;
+}
+
+/* Of a command that goes to the background nobody expects a line. */
+static void log_mounted(struct wfs_driver *d)
+{
+	if (d->log.fd >= 0 || d->ready_fd < 0)
+		wfs_log(&d->log, "%s mounted at %s%s", wfs_store_path(d->store), d->mountpoint,
+			wfs_store_is_read_only(d->store) ? ", to read only" : "");
 }
 
 static int run_mount(struct wfs_driver *d, struct wfs_err *err)
@@ -272,12 +293,12 @@ static int run_mount(struct wfs_driver *d, struct wfs_err *err)
 
 	wfs_work_init(&d->work, d->store, &d->log);
 	ret = check_apart(d, err);
-	if (!ret && d->ready_fd >= 0)
+	if (!ret && d->ready_fd >= 0 && !wfs_store_is_read_only(d->store))
 		ret = wfs_log_to_file(&d->log, wfs_store_path(d->store));
 	if (!ret)
 		ret = mount_session(d, err);
 	if (!ret) {
-		wfs_log(&d->log, "%s mounted at %s", wfs_store_path(d->store), d->mountpoint);
+		log_mounted(d);
 		ret = serve(d, err);
 		finish(d);
 		wfs_log(&d->log, "%s unmounted", d->mountpoint);

@@ -22,6 +22,7 @@ struct wfs_mount_options {
 	bool allow_other;       /* other users than the caller may use the mount */
 	bool read_only;
 	enum wfs_validate validate;
+	uint64_t max_size; /* bytes of disk blocks; 0: no limit */
 	const char *fuse_options; /* further options for the kernel or fusermount3, comma separated, or NULL */
 };
 

@@ -7,6 +7,7 @@
 #include "fs/log.h"
 #include "lib/collect.h"
 #include "lib/name.h"
+#include "lib/quota.h"
 #include "lib/reserve.h"
 #include "lib/seal.h"
 
@@ -15,6 +16,7 @@
 #define RETRY_NS (10000 * MS)       /* after a seal that failed: a full disk, perhaps */
 #define TICK_NS (250 * MS)          /* of the housekeeper */
 #define BUSY_TICK_NS (50 * MS)      /* while transactions come fast */
+#define FULL_TRIES 3                /* of a request on a full disk */
 #define DURABLE_NS (4000 * MS)      /* what was sealed is on the disk after this at the latest */
 
 static int64_t now_ns(void)
@@ -43,6 +45,7 @@ void wfs_work_init(struct wfs_work *w, struct wfs_store *store, struct wfs_log *
 	pthread_mutex_init(&w->lock, NULL);
 	init_cond(&w->wake_sealer);
 	init_cond(&w->wake_housekeeper);
+	init_cond(&w->house_kept);
 }
 
 void wfs_work_release(struct wfs_work *w)
@@ -52,6 +55,7 @@ void wfs_work_release(struct wfs_work *w)
 	pthread_mutex_destroy(&w->lock);
 	pthread_cond_destroy(&w->wake_sealer);
 	pthread_cond_destroy(&w->wake_housekeeper);
+	pthread_cond_destroy(&w->house_kept);
 }
 
 static void wait_until(struct wfs_work *w, pthread_cond_t *cond, int64_t due_ns)
@@ -249,6 +253,8 @@ static void keep_house(struct wfs_work *w, struct house *h)
 	int64_t now = now_ns();
 	int ret = 0;
 
+	if (!wfs_store_check_place(w->store))
+		return;
 	drop_dead(w);
 	wfs_reserve_keep(w->store); /* if it cannot be had now, then at the next tick */
 	if (wfs_collect_wanted(w->store))
@@ -260,6 +266,7 @@ static void keep_house(struct wfs_work *w, struct house *h)
 	if (now - h->synced_ns < DURABLE_NS && wfs_store_log_pages(w->store) < WFS_STORE_LOG_PAGES)
 		return;
 	h->synced_ns = now;
+	wfs_quota_count(w->store);
 	ret = wfs_store_checkpoint(w->store, WFS_STORE_LOG_PAGES);
 	if (ret)
 		wfs_log(w->log, "the store could not be written to the disk: %s", strerror(-ret));
@@ -274,17 +281,49 @@ static void *housekeeper_main(void *ctx)
 	pthread_mutex_lock(&w->lock);
 	while (!w->stop) {
 		wait_until(w, &w->wake_housekeeper, now_ns() + tick_ns);
+		w->rounds_begun++;
 		pthread_mutex_unlock(&w->lock);
 		keep_house(w, &house);
 		tick_ns = wfs_store_log_pages(w->store) > WFS_STORE_LOG_PAGES / 4 ? BUSY_TICK_NS
 										  : TICK_NS;
 		pthread_mutex_lock(&w->lock);
+		w->rounds_ended = w->rounds_begun;
+		pthread_cond_broadcast(&w->house_kept);
 	}
 	pthread_mutex_unlock(&w->lock);
 	return NULL;
 }
 
 /* ---- start and stop ---- */
+
+/* Have the housekeeper do its round now, and wait for its end. False: there is nothing to give back. */
+static bool give_back(struct wfs_work *w)
+{
+	bool wanted = wfs_collect_wanted(w->store);
+	uint64_t round;
+
+	pthread_mutex_lock(&w->lock);
+	wanted = wanted || w->n_dead > 0;
+	round = w->rounds_begun + 1; /* the one under way may have begun too early */
+	while (wanted && !w->stop && w->has_housekeeper && w->rounds_ended < round) {
+		pthread_cond_signal(&w->wake_housekeeper);
+		pthread_cond_wait(&w->house_kept, &w->lock);
+	}
+	pthread_mutex_unlock(&w->lock);
+	return wanted;
+}
+
+bool wfs_work_try_again(struct wfs_work *w, ssize_t ret, int *tries)
+{
+	const struct timespec moment = { .tv_nsec = 10 * MS };
+
+	if (ret != -ENOSPC || (*tries)++ >= FULL_TRIES)
+		return false;
+	/* The kernel's FORGET of what was removed just now may be on its way. */
+	if (!give_back(w))
+		nanosleep(&moment, NULL);
+	return true;
+}
 
 static void seal_what_is_dirty(struct wfs_work *w)
 {
@@ -319,6 +358,7 @@ void wfs_work_stop(struct wfs_work *w)
 	w->stop = true;
 	pthread_cond_broadcast(&w->wake_sealer);
 	pthread_cond_broadcast(&w->wake_housekeeper);
+	pthread_cond_broadcast(&w->house_kept);
 	pthread_mutex_unlock(&w->lock);
 	for (unsigned i = 0; i < w->n_sealers; i++)
 		pthread_join(w->sealers[i], NULL);

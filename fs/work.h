@@ -3,7 +3,8 @@
  * giving space back, making things durable.
  *
  * A small pool seals; one more thread keeps house. None of them ever waits for
- * another, or for a request.
+ * another, or for a request. A request waits for the housekeeper only when the disk
+ * is full.
  */
 #ifndef WFS_WORK_H
 #define WFS_WORK_H
@@ -36,6 +37,8 @@ struct wfs_work {
 	bool stop;
 	struct wfs_work_item *heap; /* earliest first */
 	size_t n, room;
+	pthread_cond_t house_kept;  /* a round of the housekeeper has ended */
+	uint64_t rounds_begun, rounds_ended;
 	uint64_t *dead; /* inodes to drop */
 	size_t n_dead, dead_room;
 };
@@ -51,6 +54,13 @@ void wfs_work_release(struct wfs_work *w);
 void wfs_work_seal_later(struct wfs_work *w, uint64_t ino);
 /* Drop this inode, which has no name and is not known to the kernel, soon. */
 void wfs_work_drop(struct wfs_work *w, uint64_t ino);
+
+/*
+ * For a request that ended with `ret`: if that is -ENOSPC, have what was removed
+ * before given back now, and not soon, wait for it, and return true: try again.
+ * `*tries`, 0 at first, counts for one request. No lock may be held.
+ */
+bool wfs_work_try_again(struct wfs_work *w, ssize_t ret, int *tries);
 
 /* After stop: seal everything that is dirty, in this thread. */
 void wfs_work_seal_all(struct wfs_work *w);

@@ -7,6 +7,7 @@
 #include <sys/xattr.h>
 
 #include "lib/name.h"
+#include "lib/quota.h"
 #include "lib/store_priv.h"
 
 #define RESERVED_PREFIX "user.weightfs."
@@ -186,6 +187,8 @@ int wfs_xattr_set(struct wfs_store *s, uint64_t ino, const char *name, const voi
 
 	if (!err && size > WFS_XATTR_MAX)
 		err = -E2BIG;
+	if (!err)
+		err = wfs_quota_take(s, size);
 	if (!err)
 		err = wfs_db_begin(&s->db);
 	return err ? err : wfs_db_end(&s->db, set_locked(s, ino, name, value, size, flags));

@@ -128,6 +128,17 @@ static int find_gaps(struct wfs_store *s, uint64_t id, const struct stat *st, st
 	return wfs_db_end(&s->db, more < 0 ? more : err);
 }
 
+/* For `weightfs status`, which is another process. A note that fails is missing there, no more. */
+static void note_punching(struct wfs_store *s)
+{
+	int ret = wfs_db_begin(&s->db);
+
+	if (ret == 0)
+		ret = wfs_db_end(&s->db, wfs_db_run(&s->db, WFS_Q_META_SET, "ti",
+			WFS_META_CANNOT_PUNCH, UINT64_C(1)));
+	(void)ret;
+}
+
 static int punch_gaps(struct wfs_store *s, struct wfs_datafile *df, const struct gaps *gaps)
 {
 	int ret = 0;
@@ -140,10 +151,12 @@ static int punch_gaps(struct wfs_store *s, struct wfs_datafile *df, const struct
 			    (off_t)gaps->list[i].offset, (off_t)gaps->list[i].length) != 0)
 			ret = -errno;
 	wfs_datafile_unuse(&s->datafiles, df);
-	if (ret == -EOPNOTSUPP && !atomic_exchange(&s->cannot_punch, true))
+	if (ret == -EOPNOTSUPP && !atomic_exchange(&s->cannot_punch, true)) {
 		wfs_store_log(s, "%s: this disk cannot punch holes: space shared with or "
 			"dropped from a part of a file is given back when all of it is dropped",
 			s->path);
+		note_punching(s);
+	}
 	return ret;
 }
 

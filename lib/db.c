@@ -233,6 +233,8 @@ static void bound_log(struct wfs_db *db)
 
 int wfs_db_begin(struct wfs_db *db)
 {
+	if (atomic_load(&db->is_lost))
+		return -EIO;
 	bound_log(db);
 	return begin(db, "BEGIN IMMEDIATE");
 }
@@ -405,10 +407,26 @@ static int open_failed(struct wfs_db *db, int code, struct wfs_err *err)
 	if ((code & 0xff) == SQLITE_NOTADB)
 		return wfs_err_set(err, -EINVAL, "not-a-store", WFS_NO_OFFSET,
 			"%s is not a weightfs database: %s", db->path, why);
+	if (code == SQLITE_READONLY_RECOVERY)
+		return wfs_err_set(err, ret, "store-not-unmounted", WFS_NO_OFFSET,
+			"%s has a log beside it that can be read only where it can be written: mount the "
+			"store there once", db->path);
 	if (ret == -EUCLEAN)
 		return wfs_err_set(err, ret, "store-damaged", WFS_NO_OFFSET,
 			"%s is damaged: %s; run weightfs fsck", db->path, why);
 	return wfs_err_set(err, ret, "io", WFS_NO_OFFSET, "%s: %s", db->path, why);
+}
+
+static bool has_log(const struct wfs_db *db)
+{
+	WFS_AUTO_FREE char *path = NULL;
+	struct stat st;
+
+	if (asprintf(&path, "%s-wal", db->path) < 0) {
+		path = NULL;
+		return true;
+	}
+	return stat(path, &st) == 0 && st.st_size > 0;
 }
 
 /*
@@ -434,6 +452,8 @@ static int open_handle(struct wfs_db *db, bool create)
 		return SQLITE_OK;
 	sqlite3_close(db->handle);
 	db->handle = NULL;
+	if (has_log(db))
+		return SQLITE_READONLY_RECOVERY;
 	uri = wfs_db_immutable_uri(db->path);
 	if (!uri)
 		return SQLITE_NOMEM;
@@ -561,6 +581,7 @@ int wfs_db_open(struct wfs_db *db, const char *dir, bool read_only, bool create,
 	log_is_moved(db);
 	db->synced = 0;
 	db->in_transaction = false;
+	atomic_init(&db->is_lost, false);
 	db->read_only = read_only;
 	db->wal_fd = -1;
 	pthread_mutex_init(&db->lock, NULL);

@@ -16,6 +16,7 @@
 
 #include <pthread.h>
 #include <sqlite3.h>
+#include <stdatomic.h>
 
 #include "lib/base.h"
 #include "lib/err.h"
@@ -52,6 +53,8 @@ struct wfs_db {
 	/* under sync_lock */
 	pthread_mutex_t sync_lock;
 	uint64_t synced; /* value of commits that is known to be durable */
+	/* under no lock */
+	atomic_bool is_lost; /* the file was removed: transactions that write fail with EIO */
 };
 
 /* A change of the schema from version `to - 1` to `to`. */

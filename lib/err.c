@@ -17,6 +17,24 @@ static void make_printable(char *text)
 			*p = '?';
 }
 
+/* What is too long, mostly for a path, loses its middle: the end says what is wrong. */
+static void format(char *buf, size_t size, const char *fmt, va_list ap)
+{
+	static const char cut[] = " ... ";
+	size_t head = size / 3, tail = size - head - sizeof(cut);
+	WFS_AUTO_FREE char *all = NULL;
+	int len = vasprintf(&all, fmt, ap);
+
+	if (len < 0) {
+		all = NULL;
+		snprintf(buf, size, "no memory for a message");
+	} else if ((size_t)len < size) {
+		memcpy(buf, all, (size_t)len + 1);
+	} else {
+		snprintf(buf, size, "%.*s%s%s", (int)head, all, cut, all + (size_t)len - tail);
+	}
+}
+
 int wfs_err_set(struct wfs_err *err, int ret, const char *reason, uint64_t offset,
 	const char *fmt, ...)
 {
@@ -27,7 +45,7 @@ int wfs_err_set(struct wfs_err *err, int ret, const char *reason, uint64_t offse
 	err->reason = reason;
 	err->offset = offset;
 	va_start(ap, fmt);
-	vsnprintf(err->text, sizeof(err->text), fmt, ap);
+	format(err->text, sizeof(err->text), fmt, ap);
 	va_end(ap);
 	make_printable(err->text);
 	return ret;
@@ -41,7 +59,7 @@ int wfs_err_errno(struct wfs_err *err, int ret, const char *fmt, ...)
 	if (!err || err->reason)
 		return ret;
 	va_start(ap, fmt);
-	vsnprintf(what, sizeof(what), fmt, ap);
+	format(what, sizeof(what), fmt, ap);
 	va_end(ap);
 	return wfs_err_set(err, ret, "io", WFS_NO_OFFSET, "%s: %s", what, strerror(-ret));
 }

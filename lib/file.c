@@ -7,6 +7,7 @@
 
 #include "lib/file_priv.h"
 #include "lib/manifest.h"
+#include "lib/quota.h"
 
 #define COPY_CHUNK (UINT64_C(1) << 20)
 #define COPY_MAX (UINT64_C(128) << 20) /* bytes copied in one call, so that it can be interrupted */
@@ -286,14 +287,33 @@ int wfs_file_header(struct wfs_file *f, uint8_t **ret_buf, struct wfs_safetensor
 
 /* ---- writing ---- */
 
+/* What a change does to the staging file. */
+struct change {
+	uint64_t keep;           /* bytes at the beginning that it does not make superfluous */
+	uint64_t offset, length; /* where it may need blocks; length 0: nowhere */
+};
+
+static ssize_t do_counted(struct wfs_store *s, int fd, const struct change *change,
+	ssize_t (*fn)(int fd, const void *arg), const void *arg)
+{
+	struct wfs_quota_write w;
+	ssize_t ret = wfs_quota_begin_write(s, fd, change->offset, change->length, &w);
+
+	if (ret)
+		return ret;
+	ret = fn(fd, arg);
+	wfs_quota_end_write(s, fd, &w);
+	return ret;
+}
+
 /* Run `fn` on the descriptor of the staging file. */
-static ssize_t with_staging(struct wfs_file *f, uint64_t keep,
+static ssize_t with_staging(struct wfs_file *f, const struct change *change,
 	ssize_t (*fn)(int fd, const void *arg), const void *arg)
 {
 	struct wfs_content *c;
 	ssize_t ret;
 	int fd;
-	int err = wfs_file_staging(f, keep, &c);
+	int err = atomic_load(&f->store->db.is_lost) ? -EIO : wfs_file_staging(f, change->keep, &c);
 
 	if (err)
 		return err;
@@ -302,7 +322,7 @@ static ssize_t with_staging(struct wfs_file *f, uint64_t keep,
 	if (fd < 0) {
 		ret = fd == -ENOENT ? -EIO : fd;
 	} else {
-		ret = fn(fd, arg);
+		ret = do_counted(f->store, fd, change, fn, arg);
 		wfs_datafile_unuse(c->table, c->staging);
 	}
 	wfs_content_unref(c);
@@ -329,7 +349,7 @@ ssize_t wfs_file_write(struct wfs_file *f, const void *buf, size_t len, uint64_t
 
 	if (wfs_add_overflows(offset, len, &end) || end > INT64_MAX)
 		return -EFBIG;
-	return with_staging(f, UINT64_MAX, do_write, &a);
+	return with_staging(f, &(struct change){ UINT64_MAX, offset, len }, do_write, &a);
 }
 
 static ssize_t do_truncate(int fd, const void *arg)
@@ -341,7 +361,7 @@ int wfs_file_truncate(struct wfs_file *f, uint64_t size)
 {
 	if (size > INT64_MAX)
 		return -EFBIG;
-	return (int)with_staging(f, size, do_truncate, &size);
+	return (int)with_staging(f, &(struct change){ size, 0, 0 }, do_truncate, &size);
 }
 
 struct fallocate_args {
@@ -359,11 +379,13 @@ static ssize_t do_fallocate(int fd, const void *arg)
 int wfs_file_fallocate(struct wfs_file *f, int mode, uint64_t offset, uint64_t len)
 {
 	struct fallocate_args a = { mode, offset, len };
+	struct change change = { UINT64_MAX, offset, 0 };
 	uint64_t end;
 
 	if (wfs_add_overflows(offset, len, &end) || end > INT64_MAX)
 		return -EFBIG;
-	return (int)with_staging(f, UINT64_MAX, do_fallocate, &a);
+	change.length = mode & FALLOC_FL_PUNCH_HOLE ? 0 : len;
+	return (int)with_staging(f, &change, do_fallocate, &a);
 }
 
 int wfs_file_sync(struct wfs_file *f)
@@ -459,7 +481,7 @@ static ssize_t copy_from(struct wfs_content *in, uint64_t in_off, struct wfs_fil
 	if (out_off > INT64_MAX - len)
 		return -EFBIG;
 	len = WFS_MIN(len, COPY_MAX);
-	return with_staging(out, UINT64_MAX, do_copy,
+	return with_staging(out, &(struct change){ UINT64_MAX, out_off, len }, do_copy,
 		&(struct copy_args){ in, in_off, out_off, len });
 }
 

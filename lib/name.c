@@ -8,6 +8,7 @@
 
 #include "lib/datafile_state.h"
 #include "lib/manifest.h"
+#include "lib/quota.h"
 #include "lib/reserve.h"
 #include "lib/store_priv.h"
 
@@ -312,7 +313,7 @@ int wfs_staging_create(struct wfs_store *s, uint64_t state, uint64_t *ret_id)
 	ret = wfs_datafile_create(&s->datafiles, id);
 	if (ret == 0)
 		*ret_id = id;
-	return ret;
+	return ret == -ENOENT ? -EIO : ret; /* data/ is gone: the place, not the name that was asked for */
 }
 
 /* A new inode for `new` in directory `dir`; regular files get a staging file. */
@@ -367,6 +368,8 @@ int wfs_name_create(struct wfs_store *s, uint64_t parent, const char *name,
 	if (!err && new->target && strlen(new->target) > WFS_SYMLINK_MAX)
 		err = -ENAMETOOLONG;
 	if (!err)
+		err = wfs_quota_take(s, 0);
+	if (!err)
 		err = wfs_db_begin(&s->db);
 	return err ? err : wfs_db_end(&s->db, create_locked(s, parent, name, new, ret));
 }
@@ -386,8 +389,10 @@ static int create_unnamed_locked(struct wfs_store *s, uint64_t parent, const str
 int wfs_name_create_unnamed(struct wfs_store *s, uint64_t parent, const struct wfs_new *new,
 	struct wfs_attr *ret)
 {
-	int err = wfs_db_begin(&s->db);
+	int err = wfs_quota_take(s, 0);
 
+	if (!err)
+		err = wfs_db_begin(&s->db);
 	return err ? err : wfs_db_end(&s->db, create_unnamed_locked(s, parent, new, ret));
 }
 

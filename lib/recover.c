@@ -134,8 +134,12 @@ static int doom_filling(struct wfs_store *s)
 	return wfs_db_end(&s->db, wfs_db_run(&s->db, WFS_Q_DATA_DOOM_FILLING, ""));
 }
 
-/* The boot during which the store was last open: a different one means that the power may have gone. */
-static int note_boot(struct wfs_store *s)
+/*
+ * The boot during which the store was last open: a different one means that the
+ * power may have gone. Whether the disk punches holes is to be seen anew: the store
+ * may have been moved.
+ */
+static int note_start(struct wfs_store *s)
 {
 	char id[64] = "unknown";
 	FILE *f = fopen("/proc/sys/kernel/random/boot_id", "re");
@@ -149,13 +153,16 @@ static int note_boot(struct wfs_store *s)
 	ret = wfs_db_begin(&s->db);
 	if (ret)
 		return ret;
-	return wfs_db_end(&s->db, wfs_db_run(&s->db, WFS_Q_META_SET, "tt", "boot_id", id));
+	ret = wfs_db_run(&s->db, WFS_Q_META_SET, "tt", "boot_id", id);
+	if (ret == 0)
+		ret = wfs_db_run(&s->db, WFS_Q_META_SET, "ti", WFS_META_CANNOT_PUNCH, UINT64_C(0));
+	return wfs_db_end(&s->db, ret);
 }
 
 int wfs_recover(struct wfs_store *s, struct wfs_err *err)
 {
 	size_t orphans = 0, dirty = 0;
-	int ret = note_boot(s);
+	int ret = note_start(s);
 
 	(void)err;
 	atomic_store(&s->collect_wanted, true);

@@ -60,23 +60,22 @@ static int count_objects(struct wfs_store *s, struct wfs_store_stats *st)
 	return found < 0 ? found : 0;
 }
 
-/* Disk blocks of a data file that are about to be given back. */
-static uint64_t pending_of(sqlite3_stmt *row, uint64_t held)
+/* Disk blocks of a pack that no object lives in, where ranges died that are not punched out. */
+static uint64_t dead_of(sqlite3_stmt *row, uint64_t held)
 {
 	uint64_t live = (uint64_t)sqlite3_column_int64(row, 2);
 
-	if (sqlite3_column_int(row, 1) >= WFS_DATA_DOOMED)
-		return held;
-	/* Only where ranges died that are not punched out yet. */
 	return sqlite3_column_type(row, 2) != SQLITE_NULL && held > live ? held - live : 0;
 }
 
 static int count_data_files(struct wfs_store *s, struct wfs_store_stats *st)
 {
 	sqlite3_stmt *row;
-	uint64_t dead = 0;
-	int more;
+	uint64_t dead = 0, holes = 0, cannot_punch = 0;
+	int more = wfs_db_number(&s->db, WFS_Q_META_GET, &cannot_punch, "t", WFS_META_CANNOT_PUNCH);
 
+	if (more < 0)
+		return more;
 	for (more = wfs_db_first(&s->db, WFS_Q_STAT_DATA_EACH, &row, ""); more > 0;
 		more = wfs_db_next(&s->db, row)) {
 		struct stat file;
@@ -87,8 +86,16 @@ static int count_data_files(struct wfs_store *s, struct wfs_store_stats *st)
 			continue;
 		held = (uint64_t)file.st_blocks * 512;
 		st->disk_bytes += held;
-		st->pending_bytes += pending_of(row, held);
+		if (sqlite3_column_int(row, 1) >= WFS_DATA_DOOMED)
+			st->pending_bytes += held;
+		else
+			holes += dead_of(row, held);
 	}
+	/* What waits in vain. */
+	if (cannot_punch)
+		st->held_bytes = holes;
+	else
+		st->pending_bytes += holes;
 	if (more == 0)
 		more = wfs_db_number(&s->db, WFS_Q_STAT_DEAD, &dead, "");
 	st->pending_bytes += dead;

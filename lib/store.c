@@ -14,6 +14,7 @@
 
 #include "lib/collect.h"
 #include "lib/datafile_state.h"
+#include "lib/quota.h"
 #include "lib/recover.h"
 #include "lib/reserve.h"
 #include "lib/store_priv.h"
@@ -60,6 +61,23 @@ int64_t wfs_now_ns(void)
 const char *wfs_store_path(const struct wfs_store *store)
 {
 	return store->path;
+}
+
+bool wfs_store_is_read_only(const struct wfs_store *store)
+{
+	return store->db.read_only;
+}
+
+bool wfs_store_check_place(struct wfs_store *s)
+{
+	struct stat st;
+
+	if (fstatat(s->dir_fd, "weightfs.db", &st, AT_SYMLINK_NOFOLLOW) == 0 || errno != ENOENT)
+		return true;
+	if (!atomic_exchange(&s->db.is_lost, true))
+		wfs_store_log(s, "%s was removed while it is mounted: nothing can be written any "
+			"more, and what is not in memory cannot be read", s->path);
+	return false;
 }
 
 /* ---- durability ---- */
@@ -295,21 +313,37 @@ static int lock_patiently(int fd)
 	return ret;
 }
 
+static int is_in_use(struct wfs_store *s, struct wfs_err *err)
+{
+	if (errno != EWOULDBLOCK)
+		return wfs_err_errno(err, -errno, "%s/lock", s->path);
+	return wfs_err_set(err, -EBUSY, "store-locked", WFS_NO_OFFSET,
+		"%s is in use by process %d; one mount at a time may write a store", s->path,
+		read_pid(s->lock_fd));
+}
+
+/* With others that only look, too. A store that never had a writer since it was copied has no lock. */
+static int hold_lock(struct wfs_store *s, struct wfs_err *err)
+{
+	s->lock_fd = openat(s->dir_fd, "lock", O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+	if (s->lock_fd < 0)
+		return errno == ENOENT ? 0 : wfs_err_errno(err, -errno, "%s/lock", s->path);
+	return flock(s->lock_fd, LOCK_SH | LOCK_NB) == 0 ? 0 : is_in_use(s, err);
+}
+
 static int take_lock(struct wfs_store *s, struct wfs_err *err)
 {
 	char text[32];
 	int len;
 
 	s->lock_fd = openat(s->dir_fd, "lock", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+	if (s->lock_fd < 0 && errno == EROFS)
+		return wfs_err_set(err, -EROFS, "read-only", WFS_NO_OFFSET,
+			"%s lies on a read-only file system; mount it with -o ro", s->path);
 	if (s->lock_fd < 0)
 		return wfs_err_errno(err, -errno, "%s/lock", s->path);
-	if (lock_patiently(s->lock_fd) != 0) {
-		if (errno != EWOULDBLOCK)
-			return wfs_err_errno(err, -errno, "%s/lock", s->path);
-		return wfs_err_set(err, -EBUSY, "store-locked", WFS_NO_OFFSET,
-			"%s is in use by process %d; one mount at a time may write a store",
-			s->path, read_pid(s->lock_fd));
-	}
+	if (lock_patiently(s->lock_fd) != 0)
+		return is_in_use(s, err);
 	len = snprintf(text, sizeof(text), "%d\n", (int)getpid());
 	if (ftruncate(s->lock_fd, 0) != 0 || pwrite(s->lock_fd, text, (size_t)len, 0) != len)
 		return wfs_err_errno(err, -errno, "%s/lock", s->path);
@@ -408,6 +442,8 @@ static int open_database(struct wfs_store *s, struct wfs_err *err)
 		ret = check_empty(s->dir_fd, s->path, err);
 	if (!ret && writes)
 		ret = take_lock(s, err);
+	if (!ret && s->options.mode == WFS_STORE_HOLD)
+		ret = hold_lock(s, err);
 	if (!ret && !exists) {
 		ret = make_data_dirs(s->dir_fd);
 		if (ret)
@@ -439,6 +475,7 @@ static void free_store(struct wfs_store *s)
 	pthread_mutex_destroy(&s->files_lock);
 	pthread_mutex_destroy(&s->flush_lock);
 	pthread_mutex_destroy(&s->flush_run_lock);
+	pthread_mutex_destroy(&s->quota_lock);
 	pthread_mutex_destroy(&s->collect_lock);
 	free(s->flush);
 	free(s->path);
@@ -459,6 +496,7 @@ static struct wfs_store *new_store(const struct wfs_store_options *options)
 	pthread_mutex_init(&s->files_lock, NULL);
 	pthread_mutex_init(&s->flush_lock, NULL);
 	pthread_mutex_init(&s->flush_run_lock, NULL);
+	pthread_mutex_init(&s->quota_lock, NULL);
 	pthread_mutex_init(&s->collect_lock, NULL);
 	return s;
 }
@@ -488,6 +526,8 @@ int wfs_store_open(const char *path, const struct wfs_store_options *options,
 		e = ensure_root(s);
 	if (!e && !s->db.read_only)
 		e = wfs_recover(s, err);
+	if (!e)
+		wfs_quota_count(s);
 	if (!e && !s->db.read_only && wfs_reserve_keep(s) != 0)
 		wfs_store_log(s, "%s: no space could be reserved for removals on a full disk",
 			s->path);

@@ -23,7 +23,8 @@
 struct wfs_store;
 
 enum wfs_store_mode {
-	WFS_STORE_READ,  /* look only */
+	WFS_STORE_READ,  /* look only, whoever else has it open */
+	WFS_STORE_HOLD,  /* look only, and keep writers away meanwhile: a mount on read-only media */
 	WFS_STORE_WRITE, /* the one writer */
 };
 
@@ -39,6 +40,7 @@ struct wfs_store_options {
 	bool create;            /* WRITE: make the store if `path` is missing or an empty directory */
 	enum wfs_validate validate;
 	bool verbose;           /* also log what is sealed, shared and given back */
+	uint64_t max_size;      /* bytes of disk blocks that the store may take; 0: no limit. lib/quota.h */
 	unsigned digest_bits;   /* 0: all 128; fewer only in tests of collisions */
 	/* Where the store says what a person should know; NULL: nowhere. Called
 	 * from any thread, never with a lock of the store held. */
@@ -102,6 +104,16 @@ int wfs_store_tidy(struct wfs_store *store);
 /* The absolute path of the store. Borrowed. */
 const char *wfs_store_path(const struct wfs_store *store);
 
+/* Was it opened to look only? */
+bool wfs_store_is_read_only(const struct wfs_store *store);
+
+/*
+ * See whether the store's directory and database are still there. Where they were
+ * removed under us, this is logged once, and from then on everything that would
+ * change the store fails with EIO: nobody could ever read it again. True: there.
+ */
+bool wfs_store_check_place(struct wfs_store *store);
+
 /* Numbers of a store, each from one committed state. */
 struct wfs_store_stats {
 	uint64_t files;         /* regular inodes that have a name */
@@ -116,6 +128,7 @@ struct wfs_store_stats {
 	uint64_t stored_bytes;  /* bytes of live objects and dirty files: what is kept once */
 	uint64_t dirty_bytes;   /* of these, in dirty files */
 	uint64_t pending_bytes; /* waits to be given back, at most: contents without a file, dead ranges of data files */
+	uint64_t held_bytes;    /* dead ranges of data files on a disk that cannot punch holes */
 	uint64_t disk_bytes;    /* disk blocks of data files and database */
 	uint64_t objects;
 	uint64_t manifests;

@@ -19,6 +19,9 @@
 
 #define WFS_FILE_BUCKETS 1024
 
+/* Key in table meta: 1 if the disk that the store lies on did not punch a hole when it was last asked. */
+#define WFS_META_CANNOT_PUNCH "cannot_punch"
+
 struct wfs_file;
 
 struct wfs_store {
@@ -26,7 +29,7 @@ struct wfs_store {
 	char *path; /* absolute */
 	struct wfs_store_options options;
 	int dir_fd;  /* STORE */
-	int lock_fd; /* STORE/lock, flock'ed; -1 when reading */
+	int lock_fd; /* STORE/lock, flock'ed; -1 where READ */
 	struct wfs_db db;
 	struct wfs_datafiles datafiles;
 
@@ -40,6 +43,10 @@ struct wfs_store {
 	pthread_mutex_t flush_run_lock; /* held by the one thread that works on the list */
 	uint64_t *flush;
 	size_t n_flush, flush_room;
+
+	pthread_mutex_t quota_lock; /* held by the one thread that counts blocks */
+	_Atomic uint64_t quota_used; /* bytes of disk blocks, about; lib/quota.h */
+	atomic_bool quota_said;
 
 	pthread_mutex_t collect_lock; /* held by the one collector */
 	atomic_bool collect_wanted;

@@ -6,6 +6,7 @@
 #include "lib/datafile_state.h"
 #include "lib/file_priv.h"
 #include "lib/manifest.h"
+#include "lib/quota.h"
 
 #define CHUNK ((size_t)1 << 20)
 
@@ -222,8 +223,10 @@ static int unseal_by_copy(struct wfs_file *f, struct wfs_content *old, uint64_t 
 	struct wfs_store *s = f->store;
 	struct wfs_content *new;
 	uint64_t id;
-	int err = new_filling(s, &id);
+	int err = length ? wfs_quota_take(s, length) : 0;
 
+	if (!err)
+		err = new_filling(s, &id);
 	if (err)
 		return err;
 	new = wfs_content_new_staging(&s->datafiles, id);

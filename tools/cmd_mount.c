@@ -1,4 +1,5 @@
 /* cmd_mount.c - `weightfs mount STORE DIR`: arguments and -o options. */
+#include <dirent.h>
 #include <errno.h>
 #include <getopt.h>
 #include <stdio.h>
@@ -6,6 +7,7 @@
 #include <sys/stat.h>
 
 #include "fs/session.h"
+#include "lib/size_text.h"
 #include "tools/command.h"
 #include "tools/target.h"
 #include "tools/ui.h"
@@ -80,6 +82,11 @@ static int parse_mount_option(const char *word, struct wfs_mount_options *m, cha
 	} else if (!strncmp(word, "validate=", 9)) {
 		if (!parse_validate(word + 9, &m->validate)) {
 			ui_error("it is on, strict or off", "-o %s: no such value", word);
+			return 2;
+		}
+	} else if (!strncmp(word, "max_size=", 9)) {
+		if (!wfs_size_parse(word + 9, &m->max_size) || m->max_size == 0) {
+			ui_error("write it as 500GB, 1.5TB or 200GiB", "-o %s: no such size", word);
 			return 2;
 		}
 	} else if (IS_ONE_OF(word, passed) || BEGINS_WITH_ONE_OF(word, passed_prefixes)) {
@@ -177,6 +184,22 @@ static int check_not_mounted(const char *dir)
 	return ret;
 }
 
+/* No error: it is so with every mount. But whoever did not mean it misses files. */
+static void warn_if_not_empty(const char *dir)
+{
+	DIR *d = opendir(dir);
+	struct dirent *e;
+	bool is_empty = true;
+
+	while (d && is_empty && (e = readdir(d)))
+		is_empty = !strcmp(e->d_name, ".") || !strcmp(e->d_name, "..");
+	if (d)
+		closedir(d);
+	if (!is_empty)
+		fprintf(stderr, "weightfs: note: %s is not empty; what is in it is hidden until the "
+			"unmount\n", dir);
+}
+
 static void report(const struct wfs_err *err)
 {
 	ui_error_from(err, -EIO, "mount");
@@ -192,6 +215,7 @@ static int run(const struct command *self, int argc, char **argv)
 		return status;
 	if (check_not_mounted(m.mountpoint) != 0)
 		return 1;
+	warn_if_not_empty(m.mountpoint);
 	m.fuse_options = rest;
 	return wfs_session_run(&m, report);
 }
@@ -214,6 +238,8 @@ const struct command command_mount = {
 		"  allow_other       other users may use the mount, as permissions allow (an\n"
 		"                    ordinary user needs user_allow_other in /etc/fuse.conf)\n"
 		"  ro, rw            read only, or not (rw)\n"
+		"  max_size=SIZE     writers get ENOSPC when the store takes SIZE of disk blocks\n"
+		"                    (500GB, 1.5TB; also KiB, MiB, GiB, TiB)\n"
 		"  validate=on       refuse files that are not valid safetensors: wrong ones at\n"
 		"                    close, wrong and incomplete ones at rename (the default)\n"
 		"  validate=strict   refuse incomplete files at close, too\n"

@@ -3,6 +3,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "lib/store.h"
 #include "tools/command.h"
@@ -62,6 +63,7 @@ static int print_json(struct status *s)
 		{ "saved_bytes", saved_bytes(n) },
 		{ "dirty_bytes", n->dirty_bytes },
 		{ "pending_bytes", n->pending_bytes },
+		{ "held_bytes", n->held_bytes },
 		{ "disk_bytes", n->disk_bytes },
 		{ "objects", n->objects },
 		{ "manifests", n->manifests },
@@ -168,6 +170,9 @@ static void print_bytes(const struct wfs_store_stats *n)
 	if (n->pending_bytes)
 		add_bytes(t, "pending", n->pending_bytes,
 			ui_format("of the disk: about to be given back"));
+	if (n->held_bytes)
+		add_bytes(t, "held", n->held_bytes, ui_format("of the disk, which cannot punch holes: "
+			"given back with the rest of their data files"));
 	add_bytes(t, "disk", n->disk_bytes, ui_format("blocks of data files and database"));
 	ui_table_print(t, "");
 }
@@ -217,7 +222,9 @@ static int gather(struct status *s)
 	if (ret == 0)
 		ret = wfs_store_each_report(store, add_report, s, &err);
 	wfs_store_close(store);
-	s->in_use = wfs_store_is_locked(s->target.store, &s->pid);
+	/* A mount that only reads holds no lock that could be seen; it answers. */
+	s->in_use = wfs_store_is_locked(s->target.store, &s->pid) ||
+		    (s->target.mountpoint && access(s->target.mountpoint, F_OK) == 0);
 	return ret < 0 ? ui_error_from(&err, ret, "status") : 0;
 }
 

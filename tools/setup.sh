@@ -89,6 +89,7 @@ want_test()
 	python_has venv && python_has ensurepip || add python3-venv - - -
 	has getfattr || add attr attr attr attr
 	has rsync || add rsync rsync rsync rsync
+	has bindfs || add bindfs bindfs bindfs bindfs
 	has mkfs.ext4 || add e2fsprogs e2fsprogs e2fsprogs e2fsprogs
 }
 

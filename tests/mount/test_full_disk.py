@@ -10,7 +10,7 @@ import pytest
 from support.files import MIB, read_file, write_file
 from support.mounts import wait_for
 
-DISK_MIB = 160
+DISK_MIB = 112
 
 pytestmark = pytest.mark.root_only
 

@@ -1,0 +1,65 @@
+#include "lib/size_text.h"
+
+#include <ctype.h>
+#include <strings.h>
+
+static const struct {
+	const char *name;
+	uint64_t bytes;
+} units[] = {
+	{ "", 1 }, { "B", 1 },
+	{ "KB", UINT64_C(1000) }, { "KiB", UINT64_C(1) << 10 },
+	{ "MB", UINT64_C(1000000) }, { "MiB", UINT64_C(1) << 20 },
+	{ "GB", UINT64_C(1000000000) }, { "GiB", UINT64_C(1) << 30 },
+	{ "TB", UINT64_C(1000000000000) }, { "TiB", UINT64_C(1) << 40 },
+	{ "PB", UINT64_C(1000000000000000) }, { "PiB", UINT64_C(1) << 50 },
+};
+
+static uint64_t unit_of(const char *name)
+{
+	for (size_t i = 0; i < WFS_ARRAY_SIZE(units); i++)
+		if (!strcasecmp(name, units[i].name))
+			return units[i].bytes;
+	return 0;
+}
+
+/* The digits of a number before its unit, whole part and millionths. False: no digit, or too many. */
+static bool read_number(const char **text, uint64_t *whole, uint64_t *millionths)
+{
+	const char *p = *text;
+	bool any = false;
+
+	*whole = *millionths = 0;
+	for (; isdigit((unsigned char)*p); p++, any = true) {
+		if (__builtin_mul_overflow(*whole, 10, whole) ||
+			__builtin_add_overflow(*whole, (uint64_t)(*p - '0'), whole))
+			return false;
+	}
+	if (*p == '.') {
+		p++;
+		for (uint64_t place = 100000; isdigit((unsigned char)*p); p++, place /= 10, any = true)
+			*millionths += (uint64_t)(*p - '0') * place;
+	}
+	*text = p;
+	return any;
+}
+
+bool wfs_size_parse(const char *text, uint64_t *ret)
+{
+	uint64_t whole, millionths, unit, bytes;
+
+	if (!read_number(&text, &whole, &millionths))
+		return false;
+	while (*text == ' ')
+		text++;
+	unit = unit_of(text);
+	if (!unit || __builtin_mul_overflow(whole, unit, &bytes))
+		return false;
+	if (bytes > INT64_MAX)
+		return false;
+	bytes += millionths * (unit / 1000000) + millionths * (unit % 1000000) / 1000000;
+	if (bytes > INT64_MAX)
+		return false;
+	*ret = bytes;
+	return true;
+}
