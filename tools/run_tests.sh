@@ -5,10 +5,16 @@
 # Everything is run even if something before it failed; the exit status is
 # that of the whole. A runner that ran nothing has failed. PYTEST_ARGS are
 # handed to pytest.
+#
+# Called by root, pytest runs twice at once: as root, and USER_TESTS as the
+# ordinary user weightfs-test, who has no privilege and mounts by fusermount3.
+# His directory is a new one under TMPDIR; he and it are removed afterwards if
+# they were not there before.
 set -u
 cd "$(dirname "$0")/.."
 BUILD=${BUILD:-build}
 VENV=${VENV:-build/venv}
+export BUILD VENV
 
 # A hang is a failure: seconds for one unit test program. (pytest has its own limits.)
 UNIT_SECONDS=${UNIT_SECONDS:-300}
@@ -50,19 +56,108 @@ run_unit()
 	ran=$((ran + 1))
 }
 
+# judge WHO STATUS: what pytest's exit status says
+judge()
+{
+	case $2 in
+	0) ;;
+	5) fail "pytest$1: ran no test" ;;
+	*) fail "pytest$1: exit status $2" ;;
+	esac
+}
+
+# What both runs of pytest find in their environment; the tree is seen at $1.
+environment_at()
+{
+	case $BUILD in
+	/*) build=$BUILD ;;
+	*) build=$1/$BUILD ;;
+	esac
+	printf '%s\n' "WEIGHTFS=$build/weightfs" "WEIGHTFS_BUILD=$build" "WEIGHTFS_SAFETENSORS_DIR=$1/build"
+}
+
 run_pytest()
 {
 	status=0
-	build=$(cd "$BUILD" && pwd)
-	# shellcheck disable=SC2086
-	WEIGHTFS=$build/weightfs WEIGHTFS_BUILD=$build WEIGHTFS_SAFETENSORS_DIR=$(pwd)/build \
-		"$VENV/bin/python" -m pytest -q -ra tests ${PYTEST_ARGS-} || status=$?
-	case $status in
-	0) ;;
-	5) fail 'pytest: ran no test' ;;
-	*) fail "pytest: exit status $status" ;;
-	esac
+	# shellcheck disable=SC2046,SC2086
+	env $(environment_at "$(pwd)") "$VENV/bin/python" -m pytest -q -ra tests ${PYTEST_ARGS-} || status=$?
+	judge '' $status
 }
+
+# ---- the ordinary user ----
+
+USER_NAME=weightfs-test
+USER_TESTS='tests/posix tests/programs tests/loaders tests/mount/test_gate.py tests/mount/test_random.py
+	tests/mount/test_bad_cases.py tests/mount/test_bytes.py tests/crash'
+
+as_user()
+{
+	setpriv --reuid="$USER_NAME" --regid="$USER_NAME" --clear-groups --inh-caps=-all "$@"
+}
+
+# The tree as he may see it: where it is, or below his directory if a directory
+# above it is closed to him. Runs in a mount namespace of its own.
+tree_for_user()
+{
+	tree=$(pwd)
+	if ! as_user test -r "$tree/pytest.ini" || ! as_user test -x "$tree/$VENV/bin/python"; then
+		mkdir "$1/tree"
+		mount --bind "$tree" "$1/tree"
+		tree=$1/tree
+	fi
+	cd "$tree"
+}
+
+# as_ordinary_user DIR: pytest; the output is in DIR/log, the status in DIR/status
+as_ordinary_user()
+{
+	status=0
+	(
+		tree_for_user "$1"
+		# shellcheck disable=SC2046,SC2086
+		as_user env $(environment_at "$tree") HOME="$1/home" TMPDIR="$1/home" PYTHONDONTWRITEBYTECODE=1 \
+			"$VENV/bin/python" -m pytest -q -ra -p no:cacheprovider --basetemp="$1/home/pytest" \
+			$USER_TESTS ${PYTEST_ARGS-}
+	) >"$1/log" 2>&1 </dev/null || status=$?
+	echo $status >"$1/status"
+}
+
+# In the background, while root's runs.
+start_as_ordinary_user()
+{
+	user_dir=
+	[ "$(id -u)" -eq 0 ] || return 0
+	made_user=
+	if ! id "$USER_NAME" >/dev/null 2>&1; then
+		useradd --system --user-group --no-create-home --shell /bin/sh "$USER_NAME" || {
+			fail "the user $USER_NAME cannot be made: nothing is tested as an ordinary user"
+			return 0
+		}
+		made_user=yes
+	fi
+	user_dir=$(mktemp -d "${TMPDIR:-/tmp}/weightfs-user.XXXXXX")
+	chmod 755 "$user_dir"
+	mkdir -m 700 "$user_dir/home"
+	chown "$USER_NAME:" "$user_dir/home"
+	unshare --mount --propagation slave sh tools/run_tests.sh --as-ordinary-user "$user_dir" &
+	user_pid=$!
+}
+
+end_as_ordinary_user()
+{
+	[ -n "$user_dir" ] || return 0
+	wait "$user_pid"
+	printf '\n---- as the ordinary user %s ----\n' "$USER_NAME"
+	cat "$user_dir/log"
+	judge " as $USER_NAME" "$(cat "$user_dir/status" 2>/dev/null || echo '(it did not run)')"
+	rm -rf --one-file-system "$user_dir"
+	[ -z "$made_user" ] || userdel "$USER_NAME"
+}
+
+if [ "${1-}" = --as-ordinary-user ]; then
+	as_ordinary_user "$2"
+	exit 0
+fi
 
 # What cannot be tested here, said where nobody overlooks it.
 warn_without_fuse()
@@ -81,7 +176,9 @@ done
 
 if [ "$unit_only" = no ]; then
 	warn_without_fuse
+	start_as_ordinary_user
 	run_pytest
+	end_as_ordinary_user
 	warn_without_fuse
 fi
 
