@@ -16,6 +16,7 @@
 
 #include "fs/inode.h"
 #include "fs/log.h"
+#include "fs/passthrough.h"
 #include "fs/session.h"
 #include "fs/work.h"
 #include "lib/file.h"
@@ -34,6 +35,7 @@ struct wfs_driver {
 	struct wfs_log log;
 	struct wfs_inodes inodes;
 	struct wfs_work work;
+	struct wfs_passthrough passthrough;
 	sem_t loop_ends;                         /* posted when the threads of the loop are to end */
 	pthread_mutex_t handles_lock;
 	struct wfs_handle *handles;              /* all of them; under handles_lock */
@@ -45,6 +47,8 @@ struct wfs_driver {
 struct wfs_handle {
 	struct wfs_file *file;
 	bool writes;
+	bool counted;    /* in its inode's wfs_io */
+	int32_t backing; /* 0: reads and writes come to the driver */
 	atomic_bool wrote; /* since the gate last let it pass */
 	struct wfs_handle *next, **link; /* in the driver's list, under its lock; link: what points here */
 };
@@ -59,11 +63,18 @@ static inline struct wfs_handle *wfs_handle_of(const struct fuse_file_info *fi)
 	return (struct wfs_handle *)(uintptr_t)fi->fh;
 }
 
+/* ---- session.c ---- */
+
+/* INIT was answered: the mount serves, and the command that started it may go. */
+void wfs_session_ready(struct wfs_driver *d);
+
 /* ---- op_attr.c ---- */
 
 void wfs_fill_stat(const struct wfs_attr *a, struct stat *st);
+/* For how long the kernel may keep them: not at all while programs write the file past the driver. */
+double wfs_attr_seconds(struct wfs_driver *d, const struct wfs_attr *a);
 /* Does not count the lookup. */
-void wfs_fill_entry(const struct wfs_attr *a, struct fuse_entry_param *e);
+void wfs_fill_entry(struct wfs_driver *d, const struct wfs_attr *a, struct fuse_entry_param *e);
 /* Count a lookup of the inode, then reply with it; undo if the kernel is not there to take it. */
 void wfs_reply_entry(fuse_req_t req, const struct wfs_attr *a);
 
@@ -89,6 +100,14 @@ struct wfs_new wfs_new_for(fuse_req_t req, mode_t mode);
 /* An inode lost its last name: it is dropped when the kernel has forgotten it. */
 void wfs_inode_gone(struct wfs_driver *d, uint64_t ino);
 void wfs_forget(struct wfs_driver *d, uint64_t ino, uint64_t n);
+
+/* ---- wire.c: answers in the kernel's own words, for what libfuse 3.14 has none ---- */
+
+struct fuse_entry_out;
+struct fuse_open_out;
+
+void wfs_wire_entry(struct wfs_driver *d, const struct wfs_attr *a, struct fuse_entry_out *ret);
+void wfs_wire_open(struct wfs_driver *d, const struct wfs_handle *h, struct fuse_open_out *ret);
 
 /* ---- op_tmpfile.c ---- */
 

@@ -122,3 +122,29 @@ bool wfs_inodes_set_gone(struct wfs_inodes *t, uint64_t ino, bool gone)
 	pthread_mutex_unlock(&t->lock);
 	return !node && gone;
 }
+
+void wfs_inodes_set_stale(struct wfs_inodes *t, uint64_t ino)
+{
+	struct wfs_inode_node *node;
+
+	pthread_mutex_lock(&t->lock);
+	node = *slot_of(t, ino);
+	if (node)
+		node->stale = true;
+	pthread_mutex_unlock(&t->lock);
+}
+
+bool wfs_inodes_take_stale(struct wfs_inodes *t, uint64_t ino)
+{
+	struct wfs_inode_node *node;
+	bool stale = false;
+
+	pthread_mutex_lock(&t->lock);
+	node = *slot_of(t, ino);
+	if (node) {
+		stale = node->stale;
+		node->stale = false;
+	}
+	pthread_mutex_unlock(&t->lock);
+	return stale;
+}

@@ -8,10 +8,17 @@
 
 static void serve(struct wfs_driver *d, struct fuse_buf *buf)
 {
+	bool is_init;
+
 	/* Requests come in memory: splicing them was slower (docs/decisions). */
-	if (!(buf->flags & FUSE_BUF_IS_FD) && wfs_try_tmpfile(d, buf->mem, buf->size))
+	if (wfs_try_tmpfile(d, buf->mem, buf->size))
 		return;
+	is_init = wfs_passthrough_look(d, buf->mem, buf->size);
 	fuse_session_process_buf(d->session, buf);
+	if (is_init && wfs_passthrough_begin(d) == 0)
+		wfs_session_ready(d);
+	else if (is_init)
+		fuse_session_exit(d->session);
 }
 
 static void *thread_main(void *ctx)

@@ -24,12 +24,17 @@ void wfs_fill_stat(const struct wfs_attr *a, struct stat *st)
 	st->st_ctim = wfs_timespec(a->ctime_ns);
 }
 
-void wfs_fill_entry(const struct wfs_attr *a, struct fuse_entry_param *e)
+double wfs_attr_seconds(struct wfs_driver *d, const struct wfs_attr *a)
+{
+	return a->data_file && atomic_load(&d->passthrough.on) ? 0 : WFS_CACHE_SECONDS;
+}
+
+void wfs_fill_entry(struct wfs_driver *d, const struct wfs_attr *a, struct fuse_entry_param *e)
 {
 	memset(e, 0, sizeof(*e));
 	e->ino = a->ino;
 	e->generation = 1; /* inode numbers are never used again */
-	e->attr_timeout = WFS_CACHE_SECONDS;
+	e->attr_timeout = wfs_attr_seconds(d, a);
 	e->entry_timeout = WFS_CACHE_SECONDS;
 	wfs_fill_stat(a, &e->attr);
 }
@@ -45,7 +50,7 @@ void wfs_reply_entry(fuse_req_t req, const struct wfs_attr *a)
 		fuse_reply_err(req, -err);
 		return;
 	}
-	wfs_fill_entry(a, &e);
+	wfs_fill_entry(d, a, &e);
 	if (fuse_reply_entry(req, &e) == -ENOENT)
 		wfs_forget(d, ino, 1);
 }
@@ -62,7 +67,7 @@ void wfs_op_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 		return;
 	}
 	wfs_fill_stat(&a, &st);
-	fuse_reply_attr(req, &st, WFS_CACHE_SECONDS);
+	fuse_reply_attr(req, &st, wfs_attr_seconds(wfs_driver_of(req), &a));
 }
 
 /* truncate(2) and ftruncate(2). A shard's verdict follows where no close will. */
@@ -142,7 +147,7 @@ void wfs_op_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_se
 		return;
 	}
 	wfs_fill_stat(&a, &st);
-	fuse_reply_attr(req, &st, WFS_CACHE_SECONDS);
+	fuse_reply_attr(req, &st, wfs_attr_seconds(wfs_driver_of(req), &a));
 }
 
 void wfs_op_statfs(fuse_req_t req, fuse_ino_t ino)

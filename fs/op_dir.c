@@ -90,7 +90,7 @@ static int put_entry(void *ctx, const struct wfs_dirent *entry)
 
 		if (err)
 			return err;
-		wfs_fill_entry(&entry->attr, &e);
+		wfs_fill_entry(d, &entry->attr, &e);
 	}
 	if (!put(f, entry->name, &e, (off_t)(entry->id + OFFSET_BASE))) {
 		if (f->plus)

@@ -1,5 +1,6 @@
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/fuse.h>
 #include <string.h>
 
 #include "fs/driver.h"
@@ -58,6 +59,8 @@ int wfs_handle_new(struct wfs_driver *d, uint64_t ino, int flags, struct wfs_han
 		err = wfs_file_truncate(h->file, 0);
 		atomic_store(&h->wrote, true);
 	}
+	if (!err)
+		err = wfs_io_open(d, h);
 	if (err)
 		wfs_handle_free(d, h);
 	else
@@ -65,15 +68,25 @@ int wfs_handle_new(struct wfs_driver *d, uint64_t ino, int flags, struct wfs_han
 	return err;
 }
 
+/* Of what a program writes itself the data file tells. */
+static void note_writes(struct wfs_handle *h)
+{
+	if (h->backing && h->writes && wfs_file_was_written(h->file))
+		atomic_store(&h->wrote, true);
+}
+
 void wfs_handle_free(struct wfs_driver *d, struct wfs_handle *h)
 {
 	uint64_t ino = wfs_file_ino(h->file);
+	bool wants_seal;
 
 	list_remove(d, h);
 	/* A mapping may have written after the last close(2): nobody is there to be told. */
+	note_writes(h);
 	if (atomic_load(&h->wrote))
 		wfs_gate_close(d->store, h->file, NULL);
-	if (wfs_file_close(h->file, h->writes))
+	wants_seal = wfs_io_close(d, h);
+	if (wfs_file_close(h->file, h->writes) || wants_seal)
 		wfs_work_seal_later(&d->work, ino);
 	wfs_file_unref(h->file);
 	free(h);
@@ -90,15 +103,10 @@ void wfs_log_verdict(struct wfs_driver *d, uint64_t ino, const char *what,
 
 /* ---- open and close ---- */
 
-static void set_caching(struct fuse_file_info *fi)
-{
-	/* Every change of the bytes goes through the kernel's own page cache. */
-	fi->keep_cache = 1;
-}
-
 void wfs_op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
 	struct wfs_driver *d = wfs_driver_of(req);
+	struct fuse_open_out out;
 	struct wfs_handle *h;
 	int err = wfs_handle_new(d, ino, fi->flags, &h);
 
@@ -106,9 +114,8 @@ void wfs_op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 		fuse_reply_err(req, -err);
 		return;
 	}
-	fi->fh = (uintptr_t)h;
-	set_caching(fi);
-	if (fuse_reply_open(req, fi) == -ENOENT) /* interrupted: no RELEASE will come */
+	wfs_wire_open(d, h, &out);
+	if (fuse_reply_buf(req, (const char *)&out, sizeof(out)) == -ENOENT) /* interrupted: no RELEASE will come */
 		wfs_handle_free(d, h);
 }
 
@@ -117,7 +124,10 @@ void wfs_op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t m
 {
 	struct wfs_driver *d = wfs_driver_of(req);
 	struct wfs_new new = wfs_new_for(req, (mode & ~(mode_t)S_IFMT) | S_IFREG);
-	struct fuse_entry_param e;
+	struct {
+		struct fuse_entry_out entry;
+		struct fuse_open_out open;
+	} out;
 	struct wfs_handle *h;
 	struct wfs_attr a;
 	int err, tries = 0;
@@ -136,10 +146,9 @@ void wfs_op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t m
 		fuse_reply_err(req, -err);
 		return;
 	}
-	fi->fh = (uintptr_t)h;
-	set_caching(fi);
-	wfs_fill_entry(&a, &e);
-	if (fuse_reply_create(req, &e, fi) == -ENOENT) {
+	wfs_wire_entry(d, &a, &out.entry);
+	wfs_wire_open(d, h, &out.open);
+	if (fuse_reply_buf(req, (const char *)&out, sizeof(out)) == -ENOENT) {
 		wfs_handle_free(d, h);
 		wfs_forget(d, a.ino, 1);
 	}
@@ -152,6 +161,7 @@ void wfs_op_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 	struct wfs_err why = WFS_ERR_INIT;
 	int err = 0;
 
+	note_writes(h);
 	if (atomic_load(&h->wrote)) {
 		err = wfs_gate_close(d->store, h->file, &why);
 		if (!err)

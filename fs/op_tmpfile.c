@@ -7,7 +7,6 @@
 #include <fcntl.h>
 #include <linux/fuse.h>
 #include <string.h>
-#include <sys/sysmacros.h>
 #include <sys/uio.h>
 
 #include "fs/driver.h"
@@ -25,33 +24,6 @@ static void reply(struct wfs_driver *d, uint64_t unique, int err, const void *bo
 	do
 		n = writev(fuse_session_fd(d->session), iov, size ? 2 : 1);
 	while (n < 0 && errno == EINTR);
-}
-
-static void fill_attr(const struct wfs_attr *a, struct fuse_attr *out)
-{
-	struct timespec atime, mtime, ctime;
-	struct stat st;
-
-	wfs_fill_stat(a, &st);
-	atime = st.st_atim;
-	mtime = st.st_mtim;
-	ctime = st.st_ctim;
-	*out = (struct fuse_attr){
-		.ino = a->ino,
-		.size = a->size,
-		.blocks = a->blocks,
-		.atime = (uint64_t)atime.tv_sec,
-		.mtime = (uint64_t)mtime.tv_sec,
-		.ctime = (uint64_t)ctime.tv_sec,
-		.atimensec = (uint32_t)atime.tv_nsec,
-		.mtimensec = (uint32_t)mtime.tv_nsec,
-		.ctimensec = (uint32_t)ctime.tv_nsec,
-		.mode = a->mode,
-		.nlink = a->nlink,
-		.uid = a->uid,
-		.gid = a->gid,
-		.blksize = (uint32_t)st.st_blksize,
-	};
 }
 
 static int create(struct wfs_driver *d, const struct fuse_in_header *in,
@@ -91,14 +63,8 @@ static void tmpfile_request(struct wfs_driver *d, const struct fuse_in_header *i
 		reply(d, in->unique, err, NULL, 0);
 		return;
 	}
-	memset(&body, 0, sizeof(body));
-	body.entry.nodeid = a.ino;
-	body.entry.generation = 1;
-	body.entry.attr_valid = (uint64_t)WFS_CACHE_SECONDS;
-	body.entry.entry_valid = (uint64_t)WFS_CACHE_SECONDS;
-	fill_attr(&a, &body.entry.attr);
-	body.open.fh = (uintptr_t)h;
-	body.open.open_flags = FOPEN_KEEP_CACHE;
+	wfs_wire_entry(d, &a, &body.entry);
+	wfs_wire_open(d, h, &body.open);
 	reply(d, in->unique, 0, &body, sizeof(body));
 }
 

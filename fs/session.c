@@ -40,8 +40,7 @@ static void set_capabilities(struct fuse_conn_info *conn)
 	conn->time_gran = 1;
 }
 
-/* The first request has come: the mount answers, and the parent may go. */
-static void tell_ready(struct wfs_driver *d)
+void wfs_session_ready(struct wfs_driver *d)
 {
 	int null;
 	char ok = 0;
@@ -65,8 +64,8 @@ static void tell_ready(struct wfs_driver *d)
 
 static void op_init(void *userdata, struct fuse_conn_info *conn)
 {
+	(void)userdata;
 	set_capabilities(conn);
-	tell_ready(userdata);
 }
 
 const struct fuse_lowlevel_ops wfs_ops = {
@@ -211,8 +210,10 @@ static int mount_session(struct wfs_driver *d, struct wfs_err *err)
 
 	if (ret)
 		return ret;
-	if (fuse_session_mount(d->session, d->mountpoint) == 0)
+	if (fuse_session_mount(d->session, d->mountpoint) == 0) {
+		wfs_passthrough_prepare(d);
 		return 0;
+	}
 	fuse_session_destroy(d->session);
 	d->session = NULL;
 	if (access("/dev/fuse", R_OK | W_OK) != 0)
@@ -338,6 +339,7 @@ static int run_and_report(const struct wfs_mount_options *options, int ready_fd,
 	int ret;
 
 	wfs_log_init(&d.log);
+	wfs_passthrough_init(&d.passthrough);
 	sem_init(&d.loop_ends, 0, 0);
 	pthread_mutex_init(&d.handles_lock, NULL);
 	ret = run(&d, &err);
@@ -350,6 +352,7 @@ static int run_and_report(const struct wfs_mount_options *options, int ready_fd,
 	sem_destroy(&d.loop_ends);
 	pthread_mutex_destroy(&d.handles_lock);
 	free(d.mountpoint);
+	wfs_passthrough_release(&d.passthrough);
 	wfs_log_release(&d.log);
 	return ret ? 1 : 0;
 }

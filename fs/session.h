@@ -12,6 +12,13 @@
 #include "lib/err.h"
 #include "lib/store.h"
 
+/* Do programs read, write and map data files themselves? fs/passthrough.h */
+enum wfs_passthrough_option {
+	WFS_PASSTHROUGH_AUTO, /* where it can be had */
+	WFS_PASSTHROUGH_ON,   /* or the mount fails */
+	WFS_PASSTHROUGH_OFF,
+};
+
 /* All strings are borrowed until wfs_session_run returns. */
 struct wfs_mount_options {
 	const char *store;      /* directory; made if it is missing, unless read_only */
@@ -22,6 +29,7 @@ struct wfs_mount_options {
 	bool allow_other;       /* other users than the caller may use the mount */
 	bool read_only;
 	enum wfs_validate validate;
+	enum wfs_passthrough_option passthrough;
 	uint64_t max_size; /* bytes of disk blocks; 0: no limit */
 	const char *fuse_options; /* further options for the kernel or fusermount3, comma separated, or NULL */
 };

@@ -137,7 +137,9 @@ static bool seal_one(struct wfs_work *w, uint64_t ino)
 	/* Busy: who writes it now asks for the seal when done. */
 	if (ret == 0 || ret == -EBUSY)
 		return true;
-	wfs_log(w->log, "%s", err.text);
+	/* A mapping that can still write it: nobody says when that ends. */
+	if (ret != -ETXTBSY)
+		wfs_log(w->log, "%s", err.text);
 	return ret == -EFBIG;
 }
 

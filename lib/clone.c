@@ -37,11 +37,13 @@ int wfs_clone(struct wfs_file *in, struct wfs_file *out)
 	struct wfs_content *c;
 	int ret;
 
+	if (wfs_file_pinned(out))
+		return 0;
 	/* -EBUSY: somebody writes it; -EFBIG: it is not to be sealed. Then its bytes are copied. */
 	if (wfs_file_is_dirty(in)) {
 		ret = wfs_seal(s, in->ino, NULL);
 		if (ret)
-			return ret == -EBUSY || ret == -EFBIG ? 0 : ret;
+			return ret == -EBUSY || ret == -ETXTBSY || ret == -EFBIG ? 0 : ret;
 	}
 	wfs_file_begin_change(out);
 	c = wfs_file_content(in);

@@ -142,7 +142,7 @@ static void note_punching(struct wfs_store *s)
 static int punch_gaps(struct wfs_store *s, struct wfs_datafile *df, const struct gaps *gaps)
 {
 	int ret = 0;
-	int fd = wfs_datafile_use(&s->datafiles, df);
+	int fd = wfs_datafile_use_to_write(&s->datafiles, df);
 
 	if (fd < 0)
 		return fd;
@@ -188,6 +188,12 @@ static void log_given_back(struct wfs_store *s, const struct work *work)
 		path);
 }
 
+/* A mapping may be all that is left of who had it open. */
+static bool may_punch(struct wfs_store *s, struct wfs_datafile *df)
+{
+	return !atomic_load(&s->is_direct) || wfs_datafile_is_ours(&s->datafiles, df);
+}
+
 /* A file that somebody has open waits for the next time. */
 static int collect_file(struct wfs_store *s, struct work *work)
 {
@@ -199,14 +205,16 @@ static int collect_file(struct wfs_store *s, struct work *work)
 	if (wfs_datafile_begin_collect(&s->datafiles, df)) {
 		if (work->state == WFS_DATA_DOOMED)
 			ret = wfs_datafile_remove(&s->datafiles, work->id);
-		else
+		else if (may_punch(s, df))
 			ret = punch(s, work, df);
+		else
+			ret = -EBUSY;
 		wfs_datafile_end_collect(&s->datafiles, df);
 		work->done = ret == 0;
 		log_given_back(s, work);
 	}
 	wfs_datafile_unref(&s->datafiles, df);
-	return ret == -EOPNOTSUPP ? 0 : ret;
+	return ret == -EOPNOTSUPP || ret == -EBUSY ? 0 : ret;
 }
 
 static int forget_one(struct wfs_store *s, const struct work *work)

@@ -181,15 +181,26 @@ void wfs_datafile_unref(struct wfs_datafiles *t, struct wfs_datafile *df)
 
 /* ---- descriptors ---- */
 
-static int open_file(struct wfs_datafiles *t, uint64_t id)
+static int open_as(struct wfs_datafiles *t, uint64_t id, int mode)
 {
 	char path[WFS_DATAFILE_PATH_SIZE];
 	int fd;
 
 	relative_path(id, path);
-	fd = openat(t->data_fd, path,
-		(t->read_only ? O_RDONLY : O_RDWR) | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+	do
+		fd = openat(t->data_fd, path, mode | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+	while (fd < 0 && errno == EWOULDBLOCK); /* a lease of our own, for a moment */
 	return fd < 0 ? -errno : fd;
+}
+
+static int open_file(struct wfs_datafiles *t, const struct wfs_datafile *df)
+{
+	return open_as(t, df->id, t->read_only || df->frozen ? O_RDONLY : O_RDWR);
+}
+
+int wfs_datafile_open(struct wfs_datafiles *t, uint64_t id)
+{
+	return open_as(t, id, O_RDONLY);
 }
 
 /* Close the file that was not used for the longest time, if there are too many. */
@@ -198,22 +209,41 @@ static int evict(struct wfs_datafiles *t)
 	return t->n_open > t->max_open && t->oldest ? take_fd(t, t->oldest) : -1;
 }
 
-int wfs_datafile_use(struct wfs_datafiles *t, struct wfs_datafile *df)
+/* Under the lock. Users of the descriptor keep its number; what they are at goes on with the old one. */
+static int set_frozen(struct wfs_datafiles *t, struct wfs_datafile *df, bool frozen)
 {
-	int fd, spare = -1;
+	int fd, ret = 0;
 
-	pthread_mutex_lock(&t->lock);
+	if (df->frozen == frozen)
+		return 0;
+	df->frozen = frozen;
+	if (df->fd < 0)
+		return 0;
+	fd = open_file(t, df);
+	if (fd < 0 || dup3(fd, df->fd, O_CLOEXEC) < 0) {
+		ret = fd < 0 ? fd : -errno;
+		df->frozen = !frozen;
+	}
+	close_fd(fd);
+	return ret;
+}
+
+/* Under the lock. */
+static int use(struct wfs_datafiles *t, struct wfs_datafile *df, int *spare)
+{
+	int fd;
+
 	if (df->fd < 0) {
 		/* open(2) is no I/O on data; under the lock nobody opens it twice. */
-		fd = open_file(t, df->id);
+		fd = open_file(t, df);
 		if (fd == -EMFILE && t->oldest) {
 			close_fd(take_fd(t, t->oldest));
-			fd = open_file(t, df->id);
+			fd = open_file(t, df);
 		}
 		if (fd >= 0) {
 			df->fd = fd;
 			t->n_open++;
-			spare = evict(t);
+			*spare = evict(t);
 		}
 	} else {
 		fd = df->fd;
@@ -222,6 +252,28 @@ int wfs_datafile_use(struct wfs_datafiles *t, struct wfs_datafile *df)
 	}
 	if (fd >= 0)
 		df->users++;
+	return fd;
+}
+
+int wfs_datafile_use(struct wfs_datafiles *t, struct wfs_datafile *df)
+{
+	int fd, spare = -1;
+
+	pthread_mutex_lock(&t->lock);
+	fd = use(t, df, &spare);
+	pthread_mutex_unlock(&t->lock);
+	close_fd(spare);
+	return fd;
+}
+
+int wfs_datafile_use_to_write(struct wfs_datafiles *t, struct wfs_datafile *df)
+{
+	int fd, spare = -1;
+
+	pthread_mutex_lock(&t->lock);
+	fd = set_frozen(t, df, false);
+	if (fd == 0)
+		fd = use(t, df, &spare);
 	pthread_mutex_unlock(&t->lock);
 	close_fd(spare);
 	return fd;
@@ -238,6 +290,37 @@ void wfs_datafile_unuse(struct wfs_datafiles *t, struct wfs_datafile *df)
 	}
 	pthread_mutex_unlock(&t->lock);
 	close_fd(spare);
+}
+
+/* ---- who else has it ---- */
+
+static int try_lease(struct wfs_datafiles *t, struct wfs_datafile *df, int type)
+{
+	int fd = wfs_datafile_use(t, df);
+	int ret;
+
+	if (fd < 0)
+		return fd;
+	ret = fcntl(fd, F_SETLEASE, type) != 0 ? -errno : 0;
+	if (ret == 0)
+		fcntl(fd, F_SETLEASE, F_UNLCK);
+	wfs_datafile_unuse(t, df);
+	return ret == -EAGAIN ? -EBUSY : ret;
+}
+
+int wfs_datafile_freeze(struct wfs_datafiles *t, struct wfs_datafile *df)
+{
+	int ret;
+
+	pthread_mutex_lock(&t->lock);
+	ret = set_frozen(t, df, true);
+	pthread_mutex_unlock(&t->lock);
+	return ret ? ret : try_lease(t, df, F_RDLCK);
+}
+
+bool wfs_datafile_is_ours(struct wfs_datafiles *t, struct wfs_datafile *df)
+{
+	return try_lease(t, df, F_WRLCK) == 0;
 }
 
 /* ---- the collector ---- */

@@ -32,6 +32,7 @@ struct wfs_datafile {
 	unsigned refs;
 	unsigned users;  /* who use the descriptor now */
 	int fd;          /* -1: not open */
+	bool frozen;     /* the descriptor is, or is to be opened, for reading alone */
 	bool collecting;
 	bool dir_synced; /* its directory entry is known to be durable */
 };
@@ -68,8 +69,9 @@ struct wfs_datafile *wfs_datafile_get(struct wfs_datafiles *t, uint64_t id);
 struct wfs_datafile *wfs_datafile_ref(struct wfs_datafiles *t, struct wfs_datafile *df);
 void wfs_datafile_unref(struct wfs_datafiles *t, struct wfs_datafile *df);
 
-/* A descriptor to use until wfs_datafile_unuse; or -errno. */
+/* A descriptor to use until wfs_datafile_unuse; or -errno. `use` to read, `use_to_write` to write, too. */
 int wfs_datafile_use(struct wfs_datafiles *t, struct wfs_datafile *df);
+int wfs_datafile_use_to_write(struct wfs_datafiles *t, struct wfs_datafile *df);
 void wfs_datafile_unuse(struct wfs_datafiles *t, struct wfs_datafile *df);
 
 /*
@@ -80,6 +82,23 @@ bool wfs_datafile_begin_collect(struct wfs_datafiles *t, struct wfs_datafile *df
 void wfs_datafile_end_collect(struct wfs_datafiles *t, struct wfs_datafile *df);
 /* Once false, it stays so for as long as the caller keeps its reference. */
 bool wfs_datafile_is_collecting(struct wfs_datafiles *t, struct wfs_datafile *df);
+
+/*
+ * Where programs have data files open and mapped themselves (passthrough), only the
+ * kernel knows who still has one: a mapping outlives every handle. Both ask it by
+ * taking a lease (fcntl(2), F_SETLEASE) for a moment.
+ *
+ * freeze: 0 if nobody can write the file any more: our descriptor cannot until the
+ * next wfs_datafile_use_to_write, and no other one is open for it. -EBUSY: somebody
+ * can still write it.
+ *
+ * is_ours: true if nobody but us has the file open or mapped at all.
+ */
+int wfs_datafile_freeze(struct wfs_datafiles *t, struct wfs_datafile *df);
+bool wfs_datafile_is_ours(struct wfs_datafiles *t, struct wfs_datafile *df);
+
+/* A new descriptor of the file, to read; the caller closes it. */
+int wfs_datafile_open(struct wfs_datafiles *t, uint64_t id);
 
 /* fdatasync, and of the directory if the file is new. */
 int wfs_datafile_sync(struct wfs_datafiles *t, struct wfs_datafile *df);

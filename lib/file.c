@@ -142,6 +142,28 @@ bool wfs_file_close(struct wfs_file *f, bool writes)
 	return wants_seal;
 }
 
+bool wfs_file_was_written(struct wfs_file *f)
+{
+	struct wfs_content *c = wfs_file_content(f);
+	bool changed = false;
+	struct stat st;
+
+	if (c->staging && wfs_datafile_stat(c->table, c->staging->id, &st) == 0) {
+		pthread_mutex_lock(&f->lock);
+		changed = f->seen.data_file != c->staging->id || f->seen.size != (uint64_t)st.st_size ||
+			  f->seen.mtime.tv_sec != st.st_mtim.tv_sec ||
+			  f->seen.mtime.tv_nsec != st.st_mtim.tv_nsec;
+		f->seen.data_file = c->staging->id;
+		f->seen.size = (uint64_t)st.st_size;
+		f->seen.mtime = st.st_mtim;
+		pthread_mutex_unlock(&f->lock);
+	}
+	wfs_content_unref(c);
+	if (changed)
+		atomic_store(&f->unjudged, true);
+	return changed;
+}
+
 bool wfs_file_is_dirty(struct wfs_file *f)
 {
 	bool dirty;
@@ -318,7 +340,7 @@ static ssize_t with_staging(struct wfs_file *f, const struct change *change,
 	if (err)
 		return err;
 	atomic_store(&f->unjudged, true);
-	fd = wfs_datafile_use(c->table, c->staging);
+	fd = wfs_datafile_use_to_write(c->table, c->staging);
 	if (fd < 0) {
 		ret = fd == -ENOENT ? -EIO : fd;
 	} else {

@@ -41,6 +41,12 @@ void wfs_file_open(struct wfs_file *f, bool writes);
 /* The handle is gone. Returns true if the file is dirty and nobody may write it now: seal it soon. */
 bool wfs_file_close(struct wfs_file *f, bool writes);
 
+/*
+ * Where programs write it themselves: did its bytes change since the last call? Size
+ * and time of the data file tell. The gate then has to look again.
+ */
+bool wfs_file_was_written(struct wfs_file *f);
+
 /* True if the file is dirty now. */
 bool wfs_file_is_dirty(struct wfs_file *f);
 
@@ -59,6 +65,25 @@ int64_t wfs_file_seek(struct wfs_file *f, uint64_t offset, int whence);
 
 /* Bytes, size and names survive a power cut once this has returned 0. */
 int wfs_file_sync(struct wfs_file *f);
+
+/*
+ * For programs that use the data file itself (passthrough, DESIGN §6): `pin` says
+ * that one does from now on, to write as well where `writes`, until `unpin`. Returns
+ *
+ *     1         wfs_file_pinned_fd is the data file, for as long as any pin lasts
+ *     0         the content is composed, in the database, or sealed and to be written:
+ *               serve it with wfs_file_read and wfs_file_write
+ *     -ETXTBSY  it is pinned, and cannot be written where it is
+ *
+ * While a file is pinned, its bytes stay in that data file: sealing leaves them
+ * there, and what would move them (a truncation, a write to shared bytes) fails with
+ * -ETXTBSY. Only for stores of wfs_store_use_directly.
+ */
+int wfs_file_pin(struct wfs_file *f, bool writes);
+/* True if the file is dirty and nobody may write or uses it now: seal it soon. */
+bool wfs_file_unpin(struct wfs_file *f);
+/* A new descriptor, to read, of the data file that is pinned; the caller closes it. */
+int wfs_file_pinned_fd(struct wfs_file *f);
 
 /*
  * Copy bytes between two files (or within one, not overlapping). Where the

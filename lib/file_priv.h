@@ -34,6 +34,13 @@ struct wfs_file {
 	unsigned writers;            /* handles that may write, and operations that do */
 	bool changing;               /* its content is being replaced */
 	bool sealing;                /* a seal is at work */
+	unsigned pins;               /* lib/pin.c */
+	struct wfs_datafile *pinned; /* NULL without pins */
+	struct {
+		uint64_t data_file;  /* 0: never looked */
+		uint64_t size;
+		struct timespec mtime;
+	} seen;                      /* by wfs_file_was_written */
 };
 
 /* The content as it is now, with a reference. */
@@ -60,6 +67,11 @@ int wfs_unseal(struct wfs_file *f, struct wfs_content *old, uint64_t keep,
  * shared now, copy the bytes.
  */
 int wfs_clone(struct wfs_file *in, struct wfs_file *out);
+
+/* lib/pin.c: the data file that programs use, or NULL. Borrowed: only while the caller keeps a pin away or alive. */
+struct wfs_datafile *wfs_file_pinned(struct wfs_file *f);
+/* Can the pack `df`, whose only owner is `f`, become staging without anybody seeing bytes change that are not his? */
+bool wfs_pin_may_reuse(struct wfs_file *f, struct wfs_datafile *df);
 
 /* Copy [0, length) of a content to the start of data file `to`, holes kept where possible. */
 int wfs_content_copy(struct wfs_content *from, uint64_t length, struct wfs_datafile *to);

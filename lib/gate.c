@@ -108,6 +108,7 @@ int wfs_gate_judge(struct wfs_file *f, enum wfs_verdict *ret, struct wfs_err *er
 	struct verdict v;
 	int e;
 
+	wfs_file_was_written(f);
 	atomic_store(&f->unjudged, false); /* a write from here on will be judged again */
 	e = judge(f, &v, &why);
 	if (!e)

@@ -261,8 +261,11 @@ static int seal_staging(struct wfs_file *f, struct wfs_content *staging)
 	uint64_t size;
 	int ret = check_holes(f->store, staging, &size);
 
+	/* A mapping that outlived its handle could still change what is hashed here. */
+	if (!ret && atomic_load(&f->store->is_direct))
+		ret = wfs_datafile_freeze(&f->store->datafiles, staging->staging);
 	if (ret)
-		return ret;
+		return ret == -EBUSY ? -ETXTBSY : ret;
 	if (!wfs_reserve_is_safe(f->store))
 		return -ENOSPC;
 	if (size == 0)

@@ -63,6 +63,37 @@ const char *wfs_store_path(const struct wfs_store *store)
 	return store->path;
 }
 
+void wfs_store_use_directly(struct wfs_store *store)
+{
+	atomic_store(&store->is_direct, true);
+}
+
+int wfs_store_note(struct wfs_store *s, const char *key, const char *text)
+{
+	int ret = s->db.read_only ? -EROFS : wfs_db_begin(&s->db);
+
+	return ret ? ret : wfs_db_end(&s->db, wfs_db_run(&s->db, WFS_Q_META_SET, "tt", key, text));
+}
+
+int wfs_store_read_note(struct wfs_store *s, const char *key, char **ret)
+{
+	sqlite3_stmt *row;
+	int found = wfs_db_begin_read(&s->db);
+
+	*ret = NULL;
+	if (found)
+		return found;
+	found = wfs_db_first(&s->db, WFS_Q_META_GET, &row, "t", key);
+	if (found > 0) {
+		const unsigned char *text = sqlite3_column_text(row, 0);
+
+		*ret = text ? strdup((const char *)text) : NULL;
+		found = *ret ? 0 : -ENOMEM;
+		wfs_db_done(row);
+	}
+	return wfs_db_end(&s->db, found);
+}
+
 bool wfs_store_is_read_only(const struct wfs_store *store)
 {
 	return store->db.read_only;
@@ -476,6 +507,7 @@ static void free_store(struct wfs_store *s)
 	pthread_mutex_destroy(&s->flush_lock);
 	pthread_mutex_destroy(&s->flush_run_lock);
 	pthread_mutex_destroy(&s->quota_lock);
+	wfs_pins_free(s->pins);
 	pthread_mutex_destroy(&s->collect_lock);
 	free(s->flush);
 	free(s->path);
@@ -488,6 +520,11 @@ static struct wfs_store *new_store(const struct wfs_store_options *options)
 
 	if (!s)
 		return NULL;
+	s->pins = wfs_pins_new();
+	if (!s->pins) {
+		free(s);
+		return NULL;
+	}
 	s->options = *options;
 	if (s->options.digest_bits == 0 || s->options.digest_bits > 128)
 		s->options.digest_bits = 128;

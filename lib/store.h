@@ -104,6 +104,20 @@ int wfs_store_tidy(struct wfs_store *store);
 /* The absolute path of the store. Borrowed. */
 const char *wfs_store_path(const struct wfs_store *store);
 
+/*
+ * From now on programs may have data files open and mapped themselves
+ * (wfs_file_pin): who writes, punches or reuses one asks the kernel first.
+ */
+void wfs_store_use_directly(struct wfs_store *store);
+
+/*
+ * Leave a word in the store for other processes (`weightfs status`), and read it
+ * there: *ret is to be freed, NULL if there is none. A store that is only read
+ * takes none. 0 or -errno.
+ */
+int wfs_store_note(struct wfs_store *store, const char *key, const char *text);
+int wfs_store_read_note(struct wfs_store *store, const char *key, char **ret);
+
 /* Was it opened to look only? */
 bool wfs_store_is_read_only(const struct wfs_store *store);
 

@@ -44,14 +44,21 @@ struct wfs_store {
 	uint64_t *flush;
 	size_t n_flush, flush_room;
 
+	struct wfs_pins *pins; /* lib/pin.c; constant */
+
 	pthread_mutex_t quota_lock; /* held by the one thread that counts blocks */
 	_Atomic uint64_t quota_used; /* bytes of disk blocks, about; lib/quota.h */
 	atomic_bool quota_said;
 
 	pthread_mutex_t collect_lock; /* held by the one collector */
 	atomic_bool collect_wanted;
+	atomic_bool is_direct;    /* programs use data files themselves: wfs_store_use_directly */
 	atomic_bool cannot_punch; /* the disk below has no hole punching */
 };
+
+/* Which inodes ever had which data file pinned. NULL: out of memory. */
+struct wfs_pins *wfs_pins_new(void);
+void wfs_pins_free(struct wfs_pins *pins);
 
 void wfs_store_log(struct wfs_store *s, const char *fmt, ...) WFS_PRINTF(2, 3);
 

@@ -77,7 +77,7 @@ static int reflink(struct wfs_content *from, int fd, uint64_t length)
 
 int wfs_content_copy(struct wfs_content *from, uint64_t length, struct wfs_datafile *to)
 {
-	int fd = wfs_datafile_use(from->table, to);
+	int fd = wfs_datafile_use_to_write(from->table, to);
 	int ret;
 
 	if (fd < 0)
@@ -96,24 +96,40 @@ int wfs_content_copy(struct wfs_content *from, uint64_t length, struct wfs_dataf
 
 /* ---- in place ---- */
 
+/* Within a transaction: no object stays in the data file. -EXDEV if others need one. */
+static int empty_pack(struct wfs_db *db, uint64_t manifest, uint64_t data_file)
+{
+	uint64_t object;
+	int ret = wfs_db_number(db, WFS_Q_OBJECT_IN_FILE, &object, "i", data_file);
+	bool has_objects = ret > 0;
+
+	if (ret < 0)
+		return ret;
+	if (has_objects) {
+		ret = wfs_manifest_owns(db, manifest, data_file);
+		if (ret <= 0)
+			return ret ? ret : -EXDEV;
+	}
+	ret = manifest ? wfs_manifest_unref(db, manifest) : 0;
+	while (ret == 0 && has_objects && (ret = wfs_manifest_dismantle(db, manifest, 1000)) > 0)
+		ret = 0;
+	return ret;
+}
+
 /* Within a transaction: the manifest and its objects go, the pack is staging again. */
 static int take_back(struct wfs_file *f, const struct wfs_content *old, uint64_t data_file)
 {
 	struct wfs_db *db = &f->store->db;
-	int ret = wfs_manifest_owns(db, old->manifest, data_file);
+	int ret = empty_pack(db, old->manifest, data_file);
 
-	if (ret <= 0)
-		return ret ? ret : -EXDEV;
+	if (ret)
+		return ret;
 	ret = wfs_db_run(db, WFS_Q_INODE_MAKE_DIRTY, "oii", data_file, old->size, f->ino);
 	if (ret == 0 && wfs_db_changes(db) != 1)
 		ret = -ESTALE;
 	if (ret == 0)
-		ret = wfs_manifest_unref(db, old->manifest);
-	while (ret == 0 && (ret = wfs_manifest_dismantle(db, old->manifest, 1000)) > 0)
-		ret = 0;
-	if (ret == 0)
 		ret = wfs_db_run(db, WFS_Q_DATA_STATE, "ii", (uint64_t)WFS_DATA_STAGING, data_file);
-	return ret;
+	return ret == 0 && wfs_db_changes(db) != 1 ? -ESTALE : ret;
 }
 
 static int trim(struct wfs_content *c, uint64_t size)
@@ -124,7 +140,7 @@ static int trim(struct wfs_content *c, uint64_t size)
 
 	if (ret || have <= size)
 		return ret;
-	fd = wfs_datafile_use(c->table, c->staging);
+	fd = wfs_datafile_use_to_write(c->table, c->staging);
 	if (fd < 0)
 		return fd;
 	ret = ftruncate(fd, (off_t)size) != 0 ? -errno : 0;
@@ -142,13 +158,15 @@ static int set_mtime(struct wfs_file *f, uint64_t data_file, int64_t mtime_ns)
 /* -EXDEV where the data file is not this file's alone. */
 static int unseal_in_place(struct wfs_file *f, struct wfs_content *old, struct wfs_content **ret)
 {
-	struct wfs_datafile *df = wfs_content_whole(old);
+	/* What programs have open has the bytes of the file, wherever they were sealed to. */
+	struct wfs_datafile *pinned = wfs_file_pinned(f);
+	struct wfs_datafile *df = pinned ? pinned : wfs_content_whole(old);
 	struct wfs_store *s = f->store;
 	struct wfs_attr a;
 	struct wfs_content *new;
 	int err;
 
-	if (!df || wfs_datafile_is_collecting(&s->datafiles, df))
+	if (!df || wfs_datafile_is_collecting(&s->datafiles, df) || !wfs_pin_may_reuse(f, df))
 		return -EXDEV;
 	new = wfs_content_new_staging(&s->datafiles, df->id);
 	err = new ? wfs_name_getattr(s, f->ino, &a) : -ENOMEM;
@@ -249,8 +267,11 @@ int wfs_unseal(struct wfs_file *f, struct wfs_content *old, uint64_t keep,
 	struct wfs_content **ret)
 {
 	uint64_t length = WFS_MIN(keep, old->size);
+	bool is_pinned = wfs_file_pinned(f) != NULL;
 	/* With nothing to keep, a new file: the old bytes stay until that is durable. */
-	int err = length > 0 ? unseal_in_place(f, old, ret) : -EXDEV;
+	int err = length > 0 || is_pinned ? unseal_in_place(f, old, ret) : -EXDEV;
 
+	if (err == -EXDEV && is_pinned)
+		return -ETXTBSY;
 	return err == -EXDEV ? unseal_by_copy(f, old, length, ret) : err;
 }

@@ -59,6 +59,19 @@ static bool parse_validate(const char *value, enum wfs_validate *ret)
 	return true;
 }
 
+static bool parse_passthrough(const char *value, enum wfs_passthrough_option *ret)
+{
+	if (!strcmp(value, "auto"))
+		*ret = WFS_PASSTHROUGH_AUTO;
+	else if (!strcmp(value, "on"))
+		*ret = WFS_PASSTHROUGH_ON;
+	else if (!strcmp(value, "off"))
+		*ret = WFS_PASSTHROUGH_OFF;
+	else
+		return false;
+	return true;
+}
+
 /* Add one option to those that are handed on. */
 static void pass_on(char **rest, const char *option)
 {
@@ -82,6 +95,11 @@ static int parse_mount_option(const char *word, struct wfs_mount_options *m, cha
 	} else if (!strncmp(word, "validate=", 9)) {
 		if (!parse_validate(word + 9, &m->validate)) {
 			ui_error("it is on, strict or off", "-o %s: no such value", word);
+			return 2;
+		}
+	} else if (!strncmp(word, "passthrough=", 12)) {
+		if (!parse_passthrough(word + 12, &m->passthrough)) {
+			ui_error("it is auto, on or off", "-o %s: no such value", word);
 			return 2;
 		}
 	} else if (!strncmp(word, "max_size=", 9)) {

@@ -1,0 +1,196 @@
+/* Data files that programs use themselves: lib/file.h, lib/file_priv.h, DESIGN §4 and §6. */
+#include <errno.h>
+#include <sys/stat.h>
+
+#include "lib/file_priv.h"
+
+/* ---- who ever had a data file ---- */
+
+#define SEVERAL UINT64_MAX
+#define BUCKETS 1024
+
+struct wfs_pin_user {
+	uint64_t data_file, ino; /* SEVERAL: more than one inode */
+	struct wfs_pin_user *next;
+};
+
+struct wfs_pins {
+	pthread_mutex_t lock;
+	struct wfs_pin_user *buckets[BUCKETS]; /* under lock */
+};
+
+struct wfs_pins *wfs_pins_new(void)
+{
+	struct wfs_pins *p = calloc(1, sizeof(*p));
+
+	if (p)
+		pthread_mutex_init(&p->lock, NULL);
+	return p;
+}
+
+void wfs_pins_free(struct wfs_pins *p)
+{
+	if (!p)
+		return;
+	for (size_t i = 0; i < BUCKETS; i++) {
+		while (p->buckets[i]) {
+			struct wfs_pin_user *u = p->buckets[i];
+
+			p->buckets[i] = u->next;
+			free(u);
+		}
+	}
+	pthread_mutex_destroy(&p->lock);
+	free(p);
+}
+
+static struct wfs_pin_user *find_user(struct wfs_pins *p, uint64_t data_file)
+{
+	struct wfs_pin_user *u = p->buckets[data_file % BUCKETS];
+
+	while (u && u->data_file != data_file)
+		u = u->next;
+	return u;
+}
+
+static int note_user(struct wfs_pins *p, uint64_t data_file, uint64_t ino)
+{
+	struct wfs_pin_user **head = &p->buckets[data_file % BUCKETS];
+	struct wfs_pin_user *u;
+	int ret = 0;
+
+	pthread_mutex_lock(&p->lock);
+	u = find_user(p, data_file);
+	if (u && u->ino != ino) {
+		u->ino = SEVERAL;
+	} else if (!u) {
+		u = malloc(sizeof(*u));
+		if (u) {
+			*u = (struct wfs_pin_user){ data_file, ino, *head };
+			*head = u;
+		} else {
+			ret = -ENOMEM;
+		}
+	}
+	pthread_mutex_unlock(&p->lock);
+	return ret;
+}
+
+static bool had_others(struct wfs_pins *p, uint64_t data_file, uint64_t ino)
+{
+	struct wfs_pin_user *u;
+	bool others;
+
+	pthread_mutex_lock(&p->lock);
+	u = find_user(p, data_file);
+	others = u && u->ino != ino;
+	pthread_mutex_unlock(&p->lock);
+	return others;
+}
+
+/* ---- pins ---- */
+
+static int take(struct wfs_file *f, struct wfs_datafile *df)
+{
+	int ret = note_user(f->store->pins, df->id, f->ino);
+
+	if (ret)
+		return ret;
+	f->pinned = wfs_datafile_ref(&f->store->datafiles, df);
+	f->pins = 1;
+	return 1;
+}
+
+/* The data file has the bytes of the file and no more. */
+static bool is_exact(struct wfs_file *f, struct wfs_datafile *df)
+{
+	struct stat st;
+
+	return wfs_datafile_stat(&f->store->datafiles, df->id, &st) == 0 &&
+	       (uint64_t)st.st_size == f->content->size;
+}
+
+/* Under f->lock, nobody changing the content. */
+static int pin_locked(struct wfs_file *f, bool writes)
+{
+	struct wfs_content *c = f->content;
+	struct wfs_datafile *whole;
+
+	if (f->pins > 0 && (!writes || c->staging)) {
+		f->pins++;
+		return 1;
+	}
+	if (f->pins > 0)
+		return -EAGAIN;
+	if (c->staging)
+		return take(f, c->staging);
+	if (writes && c->size == 0)
+		return -EAGAIN;
+	whole = writes ? NULL : wfs_content_whole(c);
+	return whole && is_exact(f, whole) ? take(f, whole) : 0;
+}
+
+int wfs_file_pin(struct wfs_file *f, bool writes)
+{
+	int ret;
+
+	for (;;) {
+		struct wfs_content *c;
+
+		pthread_mutex_lock(&f->lock);
+		while (f->changing)
+			pthread_cond_wait(&f->changed, &f->lock);
+		ret = pin_locked(f, writes);
+		pthread_mutex_unlock(&f->lock);
+		if (ret != -EAGAIN)
+			return ret;
+		/* Readers have it, and the writer needs the same data file; or it is empty. */
+		ret = wfs_file_staging(f, UINT64_MAX, &c);
+		if (ret)
+			return ret;
+		wfs_content_unref(c);
+	}
+}
+
+bool wfs_file_unpin(struct wfs_file *f)
+{
+	struct wfs_datafile *df = NULL;
+	bool wants_seal;
+
+	pthread_mutex_lock(&f->lock);
+	if (--f->pins == 0) {
+		df = f->pinned;
+		f->pinned = NULL;
+	}
+	wants_seal = df && f->writers == 0 && f->content->staging;
+	pthread_mutex_unlock(&f->lock);
+	if (df)
+		wfs_datafile_unref(&f->store->datafiles, df);
+	return wants_seal;
+}
+
+int wfs_file_pinned_fd(struct wfs_file *f)
+{
+	return wfs_datafile_open(&f->store->datafiles, f->pinned->id);
+}
+
+struct wfs_datafile *wfs_file_pinned(struct wfs_file *f)
+{
+	struct wfs_datafile *df;
+
+	pthread_mutex_lock(&f->lock);
+	df = f->pinned;
+	pthread_mutex_unlock(&f->lock);
+	return df;
+}
+
+bool wfs_pin_may_reuse(struct wfs_file *f, struct wfs_datafile *df)
+{
+	struct wfs_datafile *pinned = wfs_file_pinned(f);
+
+	if (!atomic_load(&f->store->is_direct))
+		return true;
+	if (pinned)
+		return pinned == df && !had_others(f->store->pins, df->id, f->ino);
+	return wfs_datafile_is_ours(&f->store->datafiles, df);
+}
