@@ -46,7 +46,7 @@ struct wfs_driver {
 /* One open(2) of a regular file; fi->fh. */
 struct wfs_handle {
 	struct wfs_file *file;
-	bool writes;
+	bool reads, writes;
 	bool counted;    /* in its inode's wfs_io */
 	int32_t backing; /* 0: reads and writes come to the driver */
 	atomic_bool wrote; /* since the gate last let it pass */

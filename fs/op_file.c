@@ -51,6 +51,7 @@ int wfs_handle_new(struct wfs_driver *d, uint64_t ino, int flags, struct wfs_han
 		free(h);
 		return err;
 	}
+	h->reads = (flags & O_ACCMODE) != O_WRONLY;
 	h->writes = wants_to_write(flags) || flags & O_TRUNC;
 	atomic_init(&h->wrote, false);
 	list_add(d, h);
@@ -128,6 +129,8 @@ void wfs_op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t m
 		struct fuse_entry_out entry;
 		struct fuse_open_out open;
 	} out;
+	/* Whoever makes a file counts as its writer: the last of them has it sealed. */
+	int flags = (fi->flags & O_ACCMODE) == O_RDONLY ? O_RDWR : fi->flags & ~O_TRUNC;
 	struct wfs_handle *h;
 	struct wfs_attr a;
 	int err, tries = 0;
@@ -136,7 +139,7 @@ void wfs_op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t m
 		err = wfs_name_create(d->store, parent, name, &new, &a);
 	while (wfs_work_try_again(&d->work, err, &tries));
 	if (!err)
-		err = wfs_handle_new(d, a.ino, (fi->flags & ~O_TRUNC) | O_WRONLY, &h);
+		err = wfs_handle_new(d, a.ino, flags, &h);
 	if (!err) {
 		err = wfs_inodes_lookup(&d->inodes, a.ino);
 		if (err)
@@ -162,7 +165,9 @@ void wfs_op_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 	int err = 0;
 
 	note_writes(h);
-	if (atomic_load(&h->wrote)) {
+	if (h->backing && h->writes && wfs_store_is_lost(d->store)) {
+		err = -EIO; /* of what a program wrote itself it hears only here */
+	} else if (atomic_load(&h->wrote)) {
 		err = wfs_gate_close(d->store, h->file, &why);
 		if (!err)
 			atomic_store(&h->wrote, false);

@@ -223,7 +223,7 @@ static bool may_go_directly(struct wfs_driver *d, struct wfs_handle *h)
 /* The first handle. 1: directly; 0: through the driver. */
 static int choose(struct wfs_driver *d, struct wfs_handle *h, struct wfs_io *io)
 {
-	int ret = may_go_directly(d, h) ? wfs_file_pin(h->file, h->writes) : 0;
+	int ret = may_go_directly(d, h) ? wfs_file_pin(h->file, h->reads, h->writes) : 0;
 	int fd;
 
 	if (ret <= 0)
@@ -237,7 +237,7 @@ static int choose(struct wfs_driver *d, struct wfs_handle *h, struct wfs_io *io)
 	wfs_log(&d->log, "passthrough: inode %llu: %s; it goes through the driver",
 		(unsigned long long)io->ino, strerror(-io->backing));
 	io->backing = 0;
-	wfs_file_unpin(h->file);
+	wfs_file_unpin(h->file, h->reads);
 	return 0;
 }
 
@@ -248,7 +248,7 @@ static int open_locked(struct wfs_driver *d, struct wfs_handle *h, struct wfs_io
 	if (io->handles == 0)
 		ret = choose(d, h, io);
 	else if (io->backing)
-		ret = wfs_file_pin(h->file, h->writes);
+		ret = wfs_file_pin(h->file, h->reads, h->writes);
 	if (ret == 0 && io->backing)
 		ret = -ETXTBSY;
 	if (ret < 0)
@@ -268,6 +268,7 @@ int wfs_io_open(struct wfs_driver *d, struct wfs_handle *h)
 	h->backing = 0;
 	if (!atomic_load(&d->passthrough.on))
 		return 0;
+	wfs_file_wait_for_clone(h->file);
 	list = &d->passthrough.stripes[ino % WFS_IO_STRIPES].list;
 	lock = &d->passthrough.stripes[ino % WFS_IO_STRIPES].lock;
 	pthread_mutex_lock(lock);
@@ -310,7 +311,7 @@ bool wfs_io_close(struct wfs_driver *d, struct wfs_handle *h)
 		p = &(*p)->next;
 	io = *p;
 	if (io->backing)
-		wants_seal = wfs_file_unpin(h->file);
+		wants_seal = wfs_file_unpin(h->file, h->reads);
 	if (--io->handles == 0) {
 		if (io->backing)
 			unregister(d, io->backing);

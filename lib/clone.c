@@ -37,8 +37,6 @@ int wfs_clone(struct wfs_file *in, struct wfs_file *out)
 	struct wfs_content *c;
 	int ret;
 
-	if (wfs_file_pinned(out))
-		return 0;
 	/* -EBUSY: somebody writes it; -EFBIG: it is not to be sealed. Then its bytes are copied. */
 	if (wfs_file_is_dirty(in)) {
 		ret = wfs_seal(s, in->ino, NULL);
@@ -47,12 +45,17 @@ int wfs_clone(struct wfs_file *in, struct wfs_file *out)
 	}
 	wfs_file_begin_change(out);
 	c = wfs_file_content(in);
-	ret = c->manifest ? wfs_db_begin(&s->db) : -ESTALE;
-	if (ret == 0)
-		ret = wfs_db_end(&s->db, share(s, in->ino, out->ino, c->manifest));
+	ret = c->manifest ? wfs_pin_begin_hollow(out) : -ESTALE;
+	if (ret == 0) {
+		ret = wfs_db_begin(&s->db);
+		if (ret == 0)
+			ret = wfs_db_end(&s->db, share(s, in->ino, out->ino, c->manifest));
+		if (ret)
+			wfs_pin_cancel_hollow(out);
+	}
 	wfs_file_end_change(out, ret == 0 ? wfs_content_ref(c) : NULL);
 	wfs_content_unref(c);
 	if (ret == 0)
 		atomic_store(&s->collect_wanted, true);
-	return ret == 0 ? 1 : ret == -ESTALE ? 0 : ret;
+	return ret == 0 ? 1 : ret == -ESTALE || ret == -EOPNOTSUPP ? 0 : ret;
 }

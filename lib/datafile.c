@@ -4,8 +4,10 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <linux/fs.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/ioctl.h>
 
 void wfs_datafiles_init(struct wfs_datafiles *t, int data_fd, bool read_only, unsigned max_open)
 {
@@ -102,12 +104,35 @@ int wfs_datafile_create(struct wfs_datafiles *t, uint64_t id)
 	return 0;
 }
 
+/* The immutable flag of an open file. 0 or -errno. */
+static int set_immutable(int fd, bool on)
+{
+	int flags;
+
+	if (ioctl(fd, FS_IOC_GETFLAGS, &flags) != 0)
+		return -errno;
+	flags = on ? flags | FS_IMMUTABLE_FL : flags & ~FS_IMMUTABLE_FL;
+	return ioctl(fd, FS_IOC_SETFLAGS, &flags) != 0 ? -errno : 0;
+}
+
+/* EPERM may be the immutable flag of wfs_datafile_close_off. */
+static int remove_closed_off(struct wfs_datafiles *t, const char *path)
+{
+	WFS_AUTO_CLOSE int fd = openat(t->data_fd, path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+
+	if (fd < 0 || set_immutable(fd, false) != 0)
+		return -EPERM;
+	return unlinkat(t->data_fd, path, 0) != 0 ? -errno : 0;
+}
+
 int wfs_datafile_remove(struct wfs_datafiles *t, uint64_t id)
 {
 	char path[WFS_DATAFILE_PATH_SIZE];
 
 	relative_path(id, path);
-	return unlinkat(t->data_fd, path, 0) != 0 && errno != ENOENT ? -errno : 0;
+	if (unlinkat(t->data_fd, path, 0) == 0 || errno == ENOENT)
+		return 0;
+	return errno == EPERM ? remove_closed_off(t, path) : -errno;
 }
 
 int wfs_datafile_stat(struct wfs_datafiles *t, uint64_t id, struct stat *ret)
@@ -321,6 +346,42 @@ int wfs_datafile_freeze(struct wfs_datafiles *t, struct wfs_datafile *df)
 bool wfs_datafile_is_ours(struct wfs_datafiles *t, struct wfs_datafile *df)
 {
 	return try_lease(t, df, F_WRLCK) == 0;
+}
+
+/* 1 or -1. */
+static int try_close_off(struct wfs_datafiles *t)
+{
+	WFS_AUTO_CLOSE int fd = openat(t->data_fd, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+	bool holds;
+
+	if (fd < 0 || set_immutable(fd, true) != 0)
+		return -1;
+	holds = pwrite(fd, "", 1, 0) < 0;
+	set_immutable(fd, false);
+	return holds ? 1 : -1;
+}
+
+int wfs_datafile_close_off(struct wfs_datafiles *t, struct wfs_datafile *df)
+{
+	int fd, ret;
+
+	if (atomic_load(&t->closes_off) == 0)
+		atomic_store(&t->closes_off, try_close_off(t));
+	if (atomic_load(&t->closes_off) < 0)
+		return -EOPNOTSUPP;
+	fd = wfs_datafile_use(t, df);
+	if (fd < 0)
+		return fd;
+	ret = set_immutable(fd, true);
+	wfs_datafile_unuse(t, df);
+	return ret;
+}
+
+int wfs_datafile_reopen(struct wfs_datafiles *t, struct wfs_datafile *df)
+{
+	WFS_AUTO_CLOSE int fd = wfs_datafile_open(t, df->id);
+
+	return fd < 0 ? fd : set_immutable(fd, false);
 }
 
 /* ---- the collector ---- */

@@ -17,6 +17,7 @@
 #define WFS_DATAFILE_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <sys/stat.h>
 
 #include "lib/base.h"
@@ -45,6 +46,8 @@ struct wfs_datafiles {
 	struct wfs_datafile *buckets[WFS_DATAFILE_BUCKETS];
 	struct wfs_datafile *newest, *oldest; /* idle open ones */
 	unsigned n_open, max_open;
+	/* under no lock */
+	atomic_int closes_off; /* does the disk hold the immutable flag against open descriptors? 0: not tried */
 };
 
 /* `data_fd` becomes the table's. max_open: descriptors that may stay open idle. */
@@ -96,6 +99,14 @@ bool wfs_datafile_is_collecting(struct wfs_datafiles *t, struct wfs_datafile *df
  */
 int wfs_datafile_freeze(struct wfs_datafiles *t, struct wfs_datafile *df);
 bool wfs_datafile_is_ours(struct wfs_datafiles *t, struct wfs_datafile *df);
+
+/*
+ * Let nobody write the file any more, not even through descriptors that are open for
+ * it (the immutable flag of ext4; needs CAP_LINUX_IMMUTABLE). -EOPNOTSUPP where the
+ * disk does not hold it against open descriptors. reopen and removal undo it.
+ */
+int wfs_datafile_close_off(struct wfs_datafiles *t, struct wfs_datafile *df);
+int wfs_datafile_reopen(struct wfs_datafiles *t, struct wfs_datafile *df);
 
 /* A new descriptor of the file, to read; the caller closes it. */
 int wfs_datafile_open(struct wfs_datafiles *t, uint64_t id);

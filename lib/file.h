@@ -68,7 +68,7 @@ int wfs_file_sync(struct wfs_file *f);
 
 /*
  * For programs that use the data file itself (passthrough, DESIGN §6): `pin` says
- * that one does from now on, to write as well where `writes`, until `unpin`. Returns
+ * that one does from now on, to read or map it, to write it, until `unpin`. Returns
  *
  *     1         wfs_file_pinned_fd is the data file, for as long as any pin lasts
  *     0         the content is composed, in the database, or sealed and to be written:
@@ -77,11 +77,16 @@ int wfs_file_sync(struct wfs_file *f);
  *
  * While a file is pinned, its bytes stay in that data file: sealing leaves them
  * there, and what would move them (a truncation, a write to shared bytes) fails with
- * -ETXTBSY. Only for stores of wfs_store_use_directly.
+ * -ETXTBSY. One thing does move them: a clone into an empty file that nobody can read
+ * (cp(1) has just made it). Its data file is closed off (writing it fails with EPERM);
+ * who else comes before the last pin is gone has the bytes copied there. Only for
+ * stores of wfs_store_use_directly.
  */
-int wfs_file_pin(struct wfs_file *f, bool writes);
-/* True if the file is dirty and nobody may write or uses it now: seal it soon. */
-bool wfs_file_unpin(struct wfs_file *f);
+int wfs_file_pin(struct wfs_file *f, bool reads, bool writes);
+/* Give a program that has cloned into the file a moment to close it, as cp(1) does: then nothing has to be copied. */
+void wfs_file_wait_for_clone(struct wfs_file *f);
+/* True if the file is dirty and nobody may write or uses it now: seal it soon. `reads` as in pin. */
+bool wfs_file_unpin(struct wfs_file *f, bool reads);
 /* A new descriptor, to read, of the data file that is pinned; the caller closes it. */
 int wfs_file_pinned_fd(struct wfs_file *f);
 

@@ -35,6 +35,8 @@ struct wfs_file {
 	bool changing;               /* its content is being replaced */
 	bool sealing;                /* a seal is at work */
 	unsigned pins;               /* lib/pin.c */
+	unsigned pins_to_read;       /* of these */
+	bool hollow;                 /* the pinned data file is closed off, and not where the bytes are */
 	struct wfs_datafile *pinned; /* NULL without pins */
 	struct {
 		uint64_t data_file;  /* 0: never looked */
@@ -67,6 +69,17 @@ int wfs_unseal(struct wfs_file *f, struct wfs_content *old, uint64_t keep,
  * shared now, copy the bytes.
  */
 int wfs_clone(struct wfs_file *in, struct wfs_file *out);
+
+/*
+ * lib/pin.c: within a change: nobody can read the pinned data file, it is empty, and
+ * stays so; or it is not pinned at all. Else -EOPNOTSUPP. `cancel` if the content is
+ * not replaced after all.
+ */
+int wfs_pin_begin_hollow(struct wfs_file *f);
+void wfs_pin_cancel_hollow(struct wfs_file *f);
+bool wfs_pin_is_hollow(struct wfs_file *f);
+/* The bytes are in the pinned data file now. */
+void wfs_pin_filled(struct wfs_file *f);
 
 /* lib/pin.c: the data file that programs use, or NULL. Borrowed: only while the caller keeps a pin away or alive. */
 struct wfs_datafile *wfs_file_pinned(struct wfs_file *f);

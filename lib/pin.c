@@ -1,6 +1,7 @@
 /* Data files that programs use themselves: lib/file.h, lib/file_priv.h, DESIGN §4 and §6. */
 #include <errno.h>
 #include <sys/stat.h>
+#include <time.h>
 
 #include "lib/file_priv.h"
 
@@ -8,6 +9,7 @@
 
 #define SEVERAL UINT64_MAX
 #define BUCKETS 1024
+#define HOLLOW_WAITS 20 /* of 5 ms */
 
 struct wfs_pin_user {
 	uint64_t data_file, ino; /* SEVERAL: more than one inode */
@@ -116,6 +118,8 @@ static int pin_locked(struct wfs_file *f, bool writes)
 	struct wfs_content *c = f->content;
 	struct wfs_datafile *whole;
 
+	if (f->hollow)
+		return -EAGAIN;
 	if (f->pins > 0 && (!writes || c->staging)) {
 		f->pins++;
 		return 1;
@@ -130,7 +134,15 @@ static int pin_locked(struct wfs_file *f, bool writes)
 	return whole && is_exact(f, whole) ? take(f, whole) : 0;
 }
 
-int wfs_file_pin(struct wfs_file *f, bool writes)
+void wfs_file_wait_for_clone(struct wfs_file *f)
+{
+	const struct timespec moment = { .tv_nsec = 5000000 };
+
+	for (unsigned i = 0; i < HOLLOW_WAITS && wfs_pin_is_hollow(f); i++)
+		nanosleep(&moment, NULL);
+}
+
+int wfs_file_pin(struct wfs_file *f, bool reads, bool writes)
 {
 	int ret;
 
@@ -141,10 +153,15 @@ int wfs_file_pin(struct wfs_file *f, bool writes)
 		while (f->changing)
 			pthread_cond_wait(&f->changed, &f->lock);
 		ret = pin_locked(f, writes);
+		if (ret > 0 && reads)
+			f->pins_to_read++;
 		pthread_mutex_unlock(&f->lock);
 		if (ret != -EAGAIN)
 			return ret;
-		/* Readers have it, and the writer needs the same data file; or it is empty. */
+		/*
+		 * Readers have it, and the writer needs the same data file; or the bytes are not
+		 * there; or it is empty.
+		 */
 		ret = wfs_file_staging(f, UINT64_MAX, &c);
 		if (ret)
 			return ret;
@@ -152,15 +169,17 @@ int wfs_file_pin(struct wfs_file *f, bool writes)
 	}
 }
 
-bool wfs_file_unpin(struct wfs_file *f)
+bool wfs_file_unpin(struct wfs_file *f, bool reads)
 {
 	struct wfs_datafile *df = NULL;
 	bool wants_seal;
 
 	pthread_mutex_lock(&f->lock);
+	f->pins_to_read -= reads;
 	if (--f->pins == 0) {
 		df = f->pinned;
 		f->pinned = NULL;
+		f->hollow = false;
 	}
 	wants_seal = df && f->writers == 0 && f->content->staging;
 	pthread_mutex_unlock(&f->lock);
@@ -184,6 +203,16 @@ struct wfs_datafile *wfs_file_pinned(struct wfs_file *f)
 	return df;
 }
 
+bool wfs_pin_is_hollow(struct wfs_file *f)
+{
+	bool hollow;
+
+	pthread_mutex_lock(&f->lock);
+	hollow = f->hollow;
+	pthread_mutex_unlock(&f->lock);
+	return hollow;
+}
+
 bool wfs_pin_may_reuse(struct wfs_file *f, struct wfs_datafile *df)
 {
 	struct wfs_datafile *pinned = wfs_file_pinned(f);
@@ -191,6 +220,59 @@ bool wfs_pin_may_reuse(struct wfs_file *f, struct wfs_datafile *df)
 	if (!atomic_load(&f->store->is_direct))
 		return true;
 	if (pinned)
-		return pinned == df && !had_others(f->store->pins, df->id, f->ino);
+		return !wfs_pin_is_hollow(f) && pinned == df && !had_others(f->store->pins, df->id, f->ino);
 	return wfs_datafile_is_ours(&f->store->datafiles, df);
+}
+
+/* ---- a clone into a file that cp(1) has just made ---- */
+
+/* Without a block or a byte. */
+static bool is_empty(struct wfs_file *f, struct wfs_datafile *df)
+{
+	struct stat st;
+
+	return wfs_datafile_stat(&f->store->datafiles, df->id, &st) == 0 && st.st_size == 0 &&
+	       st.st_blocks == 0;
+}
+
+int wfs_pin_begin_hollow(struct wfs_file *f)
+{
+	struct wfs_datafile *df = NULL;
+	bool is_read, is_hollow;
+	int ret;
+
+	pthread_mutex_lock(&f->lock);
+	is_read = f->pins_to_read > 0;
+	is_hollow = f->hollow;
+	if (f->pins > 0 && !is_read && !is_hollow) {
+		f->hollow = true; /* nobody comes to read it from here on */
+		df = f->pinned;
+	}
+	pthread_mutex_unlock(&f->lock);
+	if (is_read || is_hollow)
+		return -EOPNOTSUPP;
+	if (!df)
+		return 0;
+	ret = is_empty(f, df) ? wfs_datafile_close_off(&f->store->datafiles, df) : -EOPNOTSUPP;
+	if (ret == 0 && is_empty(f, df))
+		return 0;
+	/* Not empty: somebody has written meanwhile. */
+	wfs_pin_cancel_hollow(f);
+	return -EOPNOTSUPP;
+}
+
+void wfs_pin_cancel_hollow(struct wfs_file *f)
+{
+	struct wfs_datafile *df = wfs_file_pinned(f);
+
+	if (df)
+		wfs_datafile_reopen(&f->store->datafiles, df);
+	wfs_pin_filled(f);
+}
+
+void wfs_pin_filled(struct wfs_file *f)
+{
+	pthread_mutex_lock(&f->lock);
+	f->hollow = false;
+	pthread_mutex_unlock(&f->lock);
 }

@@ -99,6 +99,11 @@ bool wfs_store_is_read_only(const struct wfs_store *store)
 	return store->db.read_only;
 }
 
+bool wfs_store_is_lost(const struct wfs_store *store)
+{
+	return atomic_load(&store->db.is_lost);
+}
+
 bool wfs_store_check_place(struct wfs_store *s)
 {
 	struct stat st;

@@ -127,6 +127,8 @@ bool wfs_store_is_read_only(const struct wfs_store *store);
  * change the store fails with EIO: nobody could ever read it again. True: there.
  */
 bool wfs_store_check_place(struct wfs_store *store);
+/* Has wfs_store_check_place found it gone? */
+bool wfs_store_is_lost(const struct wfs_store *store);
 
 /* Numbers of a store, each from one committed state. */
 struct wfs_store_stats {

@@ -263,14 +263,60 @@ static int unseal_by_copy(struct wfs_file *f, struct wfs_content *old, uint64_t 
 	return 0;
 }
 
+/* ---- into a file that was closed off ---- */
+
+static int empty_again(struct wfs_file *f, struct wfs_datafile *df)
+{
+	struct wfs_datafiles *table = &f->store->datafiles;
+	int fd = wfs_datafile_use_to_write(table, df);
+
+	if (fd < 0)
+		return fd;
+	fd = ftruncate(fd, 0) != 0 ? -errno : 0;
+	wfs_datafile_unuse(table, df);
+	return fd ? fd : wfs_datafile_close_off(table, df);
+}
+
+/*
+ * The bytes that a clone has brought go where programs have the file open. Until
+ * now they could not write there; what one writes at the same time as this copies is
+ * as if it had written before.
+ */
+static int unseal_into_hollow(struct wfs_file *f, struct wfs_content *old, uint64_t length,
+	struct wfs_content **ret)
+{
+	struct wfs_datafile *df = wfs_file_pinned(f);
+	struct wfs_store *s = f->store;
+	struct wfs_content *new = wfs_content_new_staging(&s->datafiles, df->id);
+	int err = new ? wfs_datafile_reopen(&s->datafiles, df) : -ENOMEM;
+
+	if (!err)
+		err = fill(f, old, length, new);
+	if (!err)
+		err = wfs_db_begin(&s->db);
+	if (!err)
+		err = wfs_db_end(&s->db, take_back(f, old, df->id));
+	if (err) {
+		wfs_content_unref(new);
+		empty_again(f, df);
+		return err;
+	}
+	wfs_pin_filled(f);
+	*ret = new;
+	return 0;
+}
+
 int wfs_unseal(struct wfs_file *f, struct wfs_content *old, uint64_t keep,
 	struct wfs_content **ret)
 {
 	uint64_t length = WFS_MIN(keep, old->size);
 	bool is_pinned = wfs_file_pinned(f) != NULL;
-	/* With nothing to keep, a new file: the old bytes stay until that is durable. */
-	int err = length > 0 || is_pinned ? unseal_in_place(f, old, ret) : -EXDEV;
+	int err;
 
+	if (wfs_pin_is_hollow(f))
+		return unseal_into_hollow(f, old, length, ret);
+	/* With nothing to keep, a new file: the old bytes stay until that is durable. */
+	err = length > 0 || is_pinned ? unseal_in_place(f, old, ret) : -EXDEV;
 	if (err == -EXDEV && is_pinned)
 		return -ETXTBSY;
 	return err == -EXDEV ? unseal_by_copy(f, old, length, ret) : err;

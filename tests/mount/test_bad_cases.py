@@ -131,9 +131,9 @@ def test_store_removed(unmounted):
     assert errno_of(write_file, unmounted.dir / "new.bin", b"x") == errno.EIO
     names = (unmounted.dir / f"d{number}" for number in range(10_000))
     wait_for(lambda: errno_of(os.mkdir, next(names)) == errno.EIO, 10, "EIO for mkdir")
-    assert errno_of(os.write, handle, b"x") == errno.EIO
     assert errno_of(os.rename, unmounted.dir / "a.bin", unmounted.dir / "b.bin") == errno.EIO
-    os.close(handle)
+    # With passthrough it is close(2) that knows.
+    assert errno.EIO in (errno_of(os.write, handle, b"x"), errno_of(os.close, handle))
     assert "was removed while it is mounted" in os.read(log, 1 << 16).decode()
     os.close(log)
     unmounted.umount()
