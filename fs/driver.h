@@ -36,6 +36,7 @@ struct wfs_driver {
 	struct wfs_inodes inodes;
 	struct wfs_work work;
 	struct wfs_passthrough passthrough;
+	struct wfs_err failure;                  /* why the loop was ended before it began */
 	sem_t loop_ends;                         /* posted when the threads of the loop are to end */
 	pthread_mutex_t handles_lock;
 	struct wfs_handle *handles;              /* all of them; under handles_lock */

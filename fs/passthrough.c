@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <linux/fuse.h>
 #include <linux/magic.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -196,13 +197,20 @@ int wfs_passthrough_begin(struct wfs_driver *d)
 			explain(p, err);
 	}
 	if (!p->why_not[0]) {
+		/* What an open by somebody else says while a lease is held, for a moment (lib/datafile.h). */
+		signal(SIGIO, SIG_IGN);
 		wfs_store_use_directly(d->store);
 		atomic_store(&p->on, true);
 	}
-	wfs_store_note(d->store, "passthrough", p->why_not[0] ? p->why_not : "on");
-	if (d->options->verbose || d->options->passthrough == WFS_PASSTHROUGH_ON)
+	if (d->options->verbose)
 		wfs_log(&d->log, "passthrough: %s%s", p->why_not[0] ? "off: " : "on", p->why_not);
-	return p->why_not[0] && d->options->passthrough == WFS_PASSTHROUGH_ON ? -ENOTSUP : 0;
+	if (p->why_not[0] && d->options->passthrough == WFS_PASSTHROUGH_ON)
+		return wfs_err_set(&d->failure, -ENOTSUP, "no-passthrough", WFS_NO_OFFSET,
+			"-o passthrough=on, but it cannot be had: %s", p->why_not);
+	if (wfs_store_note(d->store, WFS_NOTE_PASSTHROUGH, p->why_not[0] ? p->why_not : "on") != 0 &&
+		!wfs_store_is_read_only(d->store))
+		wfs_log(&d->log, "passthrough: weightfs status will not know of it");
+	return 0;
 }
 
 /* ---- the way of an inode ---- */

@@ -302,6 +302,10 @@ static int run_mount(struct wfs_driver *d, struct wfs_err *err)
 		log_mounted(d);
 		ret = serve(d, err);
 		finish(d);
+		if (!ret && d->failure.reason) {
+			*err = d->failure;
+			ret = -ENOTSUP;
+		}
 		wfs_log(&d->log, "%s unmounted", d->mountpoint);
 	}
 	wfs_work_release(&d->work);
@@ -334,7 +338,7 @@ static int run(struct wfs_driver *d, struct wfs_err *err)
 static int run_and_report(const struct wfs_mount_options *options, int ready_fd,
 	void (*report)(const struct wfs_err *err))
 {
-	struct wfs_driver d = { .options = options, .ready_fd = ready_fd };
+	struct wfs_driver d = { .options = options, .ready_fd = ready_fd, .failure = WFS_ERR_INIT };
 	struct wfs_err err = WFS_ERR_INIT;
 	int ret;
 

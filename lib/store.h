@@ -115,6 +115,8 @@ void wfs_store_use_directly(struct wfs_store *store);
  * there: *ret is to be freed, NULL if there is none. A store that is only read
  * takes none. 0 or -errno.
  */
+#define WFS_NOTE_PASSTHROUGH "passthrough" /* of the last mount: "on", or why not */
+
 int wfs_store_note(struct wfs_store *store, const char *key, const char *text);
 int wfs_store_read_note(struct wfs_store *store, const char *key, char **ret);
 

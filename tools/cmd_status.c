@@ -16,6 +16,7 @@ struct status {
 	struct wfs_store_stats stats;
 	bool in_use; /* a driver has it open */
 	int pid;     /* of that driver; 0: unknown */
+	char *passthrough; /* "on", or why it is off; NULL: unknown */
 	bool verbose;
 	json_t *reports;        /* for --json, else NULL */
 	struct ui_table *table; /* for people, else NULL */
@@ -74,6 +75,7 @@ static int print_json(struct status *s)
 	ui_json_put(root, "store", ui_json_text(s->target.store));
 	ui_json_put(root, "mounted", json_boolean(s->in_use));
 	ui_json_put(root, "mountpoint", ui_json_text(s->target.mountpoint));
+	ui_json_put(root, "passthrough", ui_json_text(s->in_use ? s->passthrough : NULL));
 	for (size_t i = 0; i < WFS_ARRAY_SIZE(numbers); i++)
 		ui_json_put(root, numbers[i].key, ui_json_number(numbers[i].value));
 	ui_json_put(root, "reports", json_incref(s->reports));
@@ -118,6 +120,10 @@ static void print_place(const struct status *s)
 		printf("mounted  %s\n", dir);
 	else
 		printf("mounted  %s, but its driver is gone: weightfs umount it\n", dir);
+	if (s->in_use && s->passthrough && !strcmp(s->passthrough, "on"))
+		puts("speed    passthrough is on: files are read and written at the speed of the disk");
+	else if (s->in_use && s->passthrough)
+		printf("speed    passthrough is off: %s\n", s->passthrough);
 }
 
 static void print_counts(const struct wfs_store_stats *n)
@@ -221,6 +227,8 @@ static int gather(struct status *s)
 	ret = wfs_store_stats(store, &s->stats, &err);
 	if (ret == 0)
 		ret = wfs_store_each_report(store, add_report, s, &err);
+	if (ret == 0)
+		ret = wfs_store_read_note(store, WFS_NOTE_PASSTHROUGH, &s->passthrough);
 	wfs_store_close(store);
 	/* A mount that only reads holds no lock that could be seen; it answers. */
 	s->in_use = wfs_store_is_locked(s->target.store, &s->pid) ||
@@ -243,6 +251,7 @@ static int show(const char *what, bool json, bool verbose)
 	ret = gather(&s);
 	if (ret == 0)
 		ret = json ? print_json(&s) : print_text(&s);
+	free(s.passthrough);
 	json_decref(s.reports);
 	ui_table_free(s.table);
 	target_release(&s.target);
