@@ -204,6 +204,16 @@ void wfs_datafile_unref(struct wfs_datafiles *t, struct wfs_datafile *df)
 	free(df);
 }
 
+unsigned wfs_datafile_count_refs(struct wfs_datafiles *t, struct wfs_datafile *df)
+{
+	unsigned refs;
+
+	pthread_mutex_lock(&t->lock);
+	refs = df->refs;
+	pthread_mutex_unlock(&t->lock);
+	return refs;
+}
+
 /* ---- descriptors ---- */
 
 static int open_as(struct wfs_datafiles *t, uint64_t id, int mode)

@@ -72,6 +72,9 @@ struct wfs_datafile *wfs_datafile_get(struct wfs_datafiles *t, uint64_t id);
 struct wfs_datafile *wfs_datafile_ref(struct wfs_datafiles *t, struct wfs_datafile *df);
 void wfs_datafile_unref(struct wfs_datafiles *t, struct wfs_datafile *df);
 
+/* How many references there are now. */
+unsigned wfs_datafile_count_refs(struct wfs_datafiles *t, struct wfs_datafile *df);
+
 /* A descriptor to use until wfs_datafile_unuse; or -errno. `use` to read, `use_to_write` to write, too. */
 int wfs_datafile_use(struct wfs_datafiles *t, struct wfs_datafile *df);
 int wfs_datafile_use_to_write(struct wfs_datafiles *t, struct wfs_datafile *df);

@@ -13,6 +13,7 @@
 
 struct wfs_pin_user {
 	uint64_t data_file, ino; /* SEVERAL: more than one inode */
+	unsigned files;          /* that have it pinned now */
 	struct wfs_pin_user *next;
 };
 
@@ -55,27 +56,46 @@ static struct wfs_pin_user *find_user(struct wfs_pins *p, uint64_t data_file)
 	return u;
 }
 
-static int note_user(struct wfs_pins *p, uint64_t data_file, uint64_t ino)
+static struct wfs_pin_user *add_user(struct wfs_pins *p, uint64_t data_file, uint64_t ino)
 {
 	struct wfs_pin_user **head = &p->buckets[data_file % BUCKETS];
+	struct wfs_pin_user *u = malloc(sizeof(*u));
+
+	if (u) {
+		*u = (struct wfs_pin_user){ data_file, ino, 0, *head };
+		*head = u;
+	}
+	return u;
+}
+
+/* Before the inode's programs get the data file. Who had it before may have a mapping of it: the kernel knows. */
+static int note_user(struct wfs_store *s, struct wfs_datafile *df, uint64_t ino)
+{
+	struct wfs_pins *p = s->pins;
 	struct wfs_pin_user *u;
-	int ret = 0;
 
 	pthread_mutex_lock(&p->lock);
-	u = find_user(p, data_file);
-	if (u && u->ino != ino) {
-		u->ino = SEVERAL;
-	} else if (!u) {
-		u = malloc(sizeof(*u));
-		if (u) {
-			*u = (struct wfs_pin_user){ data_file, ino, *head };
-			*head = u;
-		} else {
-			ret = -ENOMEM;
-		}
-	}
+	u = find_user(p, df->id);
+	if (!u)
+		u = add_user(p, df->id, ino);
+	if (u && u->ino != ino)
+		u->ino = u->files == 0 && wfs_datafile_is_ours(&s->datafiles, df) ? ino : SEVERAL;
+	if (u)
+		u->files++;
 	pthread_mutex_unlock(&p->lock);
-	return ret;
+	return u ? 0 : -ENOMEM;
+}
+
+static void forget_user(struct wfs_store *s, struct wfs_datafile *df)
+{
+	struct wfs_pins *p = s->pins;
+	struct wfs_pin_user *u;
+
+	pthread_mutex_lock(&p->lock);
+	u = find_user(p, df->id);
+	if (u)
+		u->files--;
+	pthread_mutex_unlock(&p->lock);
 }
 
 static bool had_others(struct wfs_pins *p, uint64_t data_file, uint64_t ino)
@@ -94,7 +114,7 @@ static bool had_others(struct wfs_pins *p, uint64_t data_file, uint64_t ino)
 
 static int take(struct wfs_file *f, struct wfs_datafile *df)
 {
-	int ret = note_user(f->store->pins, df->id, f->ino);
+	int ret = note_user(f->store, df, f->ino);
 
 	if (ret)
 		return ret;
@@ -183,8 +203,10 @@ bool wfs_file_unpin(struct wfs_file *f, bool reads)
 	}
 	wants_seal = df && f->writers == 0 && f->content->staging;
 	pthread_mutex_unlock(&f->lock);
-	if (df)
+	if (df) {
+		forget_user(f->store, df);
 		wfs_datafile_unref(&f->store->datafiles, df);
+	}
 	return wants_seal;
 }
 

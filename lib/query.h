@@ -77,6 +77,7 @@
 	Q(OBJECT_LAST, "SELECT max(ordinal) FROM object WHERE digest = ?")                         \
 	Q(OBJECT_INSERT, "INSERT INTO object (digest, ordinal, length, refs, data_file, offset) "  \
 			 "VALUES (?, ?, ?, ?, ?, ?)")                                              \
+	Q(OBJECTS_MOVE, "UPDATE object SET data_file = ? WHERE data_file = ?")                     \
 	Q(OBJECT_REF, "UPDATE object SET refs = refs + ? WHERE id = ?")                            \
 	Q(OBJECT_GET, "SELECT refs, data_file, length FROM object WHERE id = ?")                   \
 	Q(OBJECT_DELETE, "DELETE FROM object WHERE id = ?")                                        \

@@ -263,6 +263,99 @@ static int unseal_by_copy(struct wfs_file *f, struct wfs_content *old, uint64_t 
 	return 0;
 }
 
+/* ---- in place, by moving what others share ---- */
+
+/*
+ * Within a transaction: does nobody but this file use the data file? The database is
+ * locked, so that nobody comes to it meanwhile, and who comes later finds its bytes
+ * at the new place. `old` refers to it with each extent that is there, programs once,
+ * the caller once.
+ */
+static bool is_used_by_others(struct wfs_file *f, const struct wfs_content *old,
+	struct wfs_datafile *df)
+{
+	unsigned own = 2;
+
+	for (size_t i = 0; i < old->n; i++)
+		own += old->extents[i].df == df;
+	return wfs_datafile_count_refs(&f->store->datafiles, df) > own;
+}
+
+static int swap(struct wfs_file *f, const struct wfs_content *old, struct wfs_datafile *df,
+	uint64_t pack)
+{
+	struct wfs_db *db = &f->store->db;
+	int ret = is_used_by_others(f, old, df) ? -ETXTBSY : 0;
+
+	if (ret == 0)
+		ret = wfs_db_run(db, WFS_Q_OBJECTS_MOVE, "ii", pack, df->id);
+	if (ret == 0)
+		ret = wfs_db_run(db, WFS_Q_DATA_STATE, "ii", (uint64_t)WFS_DATA_PACK, pack);
+	if (ret == 0)
+		ret = wfs_db_run(db, WFS_Q_DATA_HOLED, "i", pack);
+	return ret ? ret : publish(f, old, df->id, old->size);
+}
+
+/* A copy of all of `from`, at the same offsets, on the disk. */
+static int copy_pack(struct wfs_store *s, struct wfs_datafile *from, struct wfs_content *to)
+{
+	struct wfs_content *whole = wfs_content_new_staging(&s->datafiles, from->id);
+	uint64_t size;
+	int ret = whole ? wfs_content_size(whole, &size) : -ENOMEM;
+
+	if (ret == 0)
+		ret = wfs_quota_take(s, size);
+	if (ret == 0)
+		ret = wfs_content_copy(whole, size, to->staging);
+	wfs_content_unref(whole);
+	return ret ? ret : wfs_datafile_sync(&s->datafiles, to->staging);
+}
+
+/*
+ * Programs have the data file open, and other files share its bytes: these are copied
+ * to a new pack for the others, and the data file is staging again. -ETXTBSY if one
+ * of the others is in use.
+ */
+static int unseal_by_moving(struct wfs_file *f, struct wfs_content *old, struct wfs_content **ret)
+{
+	struct wfs_store *s = f->store;
+	struct wfs_datafile *df = wfs_file_pinned(f);
+	struct wfs_content *new, *pack;
+	struct wfs_attr a;
+	uint64_t id;
+	int err = wfs_pin_may_reuse(f, df) ? wfs_name_getattr(s, f->ino, &a) : -ETXTBSY;
+
+	if (!err)
+		err = new_filling(s, &id);
+	if (err)
+		return err;
+	new = wfs_content_new_staging(&s->datafiles, df->id);
+	pack = wfs_content_new_staging(&s->datafiles, id);
+	err = new && pack ? copy_pack(s, df, pack) : -ENOMEM;
+	if (!err)
+		err = wfs_db_begin(&s->db);
+	if (!err)
+		err = wfs_db_end(&s->db, swap(f, old, df, id));
+	wfs_content_unref(pack);
+	if (err) {
+		wfs_content_unref(new);
+		abandon(s, id);
+		return err;
+	}
+	atomic_store(&s->collect_wanted, true);
+	*ret = new;
+	/* As in place. */
+	err = wfs_db_sync(&s->db);
+	if (!err)
+		err = trim(new, old->size);
+	if (!err)
+		err = set_mtime(f, df->id, a.mtime_ns);
+	if (err)
+		wfs_store_log(s, "inode %llu: %s, as it became dirty", (unsigned long long)f->ino,
+			strerror(-err));
+	return 0;
+}
+
 /* ---- into a file that was closed off ---- */
 
 static int empty_again(struct wfs_file *f, struct wfs_datafile *df)
@@ -318,6 +411,6 @@ int wfs_unseal(struct wfs_file *f, struct wfs_content *old, uint64_t keep,
 	/* With nothing to keep, a new file: the old bytes stay until that is durable. */
 	err = length > 0 || is_pinned ? unseal_in_place(f, old, ret) : -EXDEV;
 	if (err == -EXDEV && is_pinned)
-		return -ETXTBSY;
+		return unseal_by_moving(f, old, ret);
 	return err == -EXDEV ? unseal_by_copy(f, old, length, ret) : err;
 }

@@ -90,6 +90,24 @@ want_test()
 	has getfattr || add attr attr attr attr
 	has rsync || add rsync rsync rsync rsync
 	has bindfs || add bindfs bindfs bindfs bindfs
+	has git || add git git git git
+	has git-lfs || add git-lfs git-lfs git-lfs git-lfs
+	has cpio || add cpio cpio cpio cpio
+	has inotifywait || add inotify-tools inotify-tools inotify-tools inotify-tools
+	has bsdtar || add libarchive-tools bsdtar libarchive bsdtar
+	has pax || add pax - - pax
+	has zip || add zip zip zip zip
+	has unzip || add unzip unzip unzip unzip
+	has zstd || add zstd zstd zstd zstd
+	has xz || add xz-utils xz xz xz
+	has bzip2 || add bzip2 bzip2 bzip2 bzip2
+	has lsof || add lsof lsof lsof lsof
+	has fuser || add psmisc psmisc psmisc psmisc
+	has ed || add ed ed ed ed
+	has ex || add vim vim-enhanced vim vim
+	has xxd || add xxd vim-common - -
+	has patch || add patch patch patch patch
+	has perl || add perl perl perl perl
 	has mkfs.ext4 || add e2fsprogs e2fsprogs e2fsprogs e2fsprogs
 }
 

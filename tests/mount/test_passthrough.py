@@ -114,7 +114,7 @@ def test_truncated_under_a_reader(mount):
     old, new = random_bytes(1, SIZE), random_bytes(2, SIZE // 2)
     path = sealed_file(mount, "a.bin", old)
     sealed_file(mount, "shares.bin", old)
-    with open(path, "rb") as reader:
+    with open(path, "rb", buffering=0) as reader:
         assert reader.read(10) == old[:10]
         error = errno_of(write_file, path, new)
         assert error in (0, errno.ETXTBSY)
