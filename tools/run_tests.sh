@@ -87,8 +87,9 @@ run_pytest()
 # ---- the ordinary user ----
 
 USER_NAME=weightfs-test
-USER_TESTS='tests/posix tests/programs tests/loaders tests/mount/test_gate.py tests/mount/test_random.py
-	tests/mount/test_bad_cases.py tests/mount/test_bytes.py tests/crash'
+USER_TESTS='tests/programs tests/loaders tests/crash tests/mount/test_posix.py tests/mount/test_posix_names.py
+	tests/mount/test_gate.py tests/mount/test_bytes.py tests/mount/test_random.py tests/mount/test_bad_cases.py
+	tests/mount/test_passthrough.py'
 
 as_user()
 {

@@ -60,6 +60,7 @@ def test_sizes(mount):
 
 
 @pytest.mark.timeout(240)
+@pytest.mark.long
 def test_two_gib(mount):
     """A file past 2 GiB, where signed 32-bit numbers end: written and read in a stream."""
     path, chunk, size = mount.dir / "large.bin", 8 * MIB, 2 * GIB + 4097
