@@ -28,7 +28,7 @@ VENV := build/venv
 # ---- flags ----
 
 # The libraries are looked for once, and only by goals that compile here.
-NO_LIBS := run test test-all asan tsan check clean distclean help deps
+NO_LIBS := run test test-long test-all asan tsan check clean distclean help deps
 NEED_LIBS := $(filter-out $(NO_LIBS),$(or $(MAKECMDGOALS),all))
 PKGS := fuse3 jansson libxxhash sqlite3
 PKG_CONFIG ?= pkg-config
@@ -76,7 +76,7 @@ endif
 # ---- targets ----
 
 .DEFAULT_GOAL := all
-.PHONY: all run test test-all test-here unit check asan tsan install clean distclean \
+.PHONY: all run test test-long test-all test-here unit check asan tsan install clean distclean \
 	help deps FORCE
 .DELETE_ON_ERROR:
 
@@ -91,9 +91,14 @@ test: ## set up, build, run every test
 	@sh tools/setup.sh test
 	@$(MAKE) --no-print-directory test-here
 
-test-all: ## check, test, asan and tsan, one after the other
+test-long: ## the tests that take minutes, which `test` leaves out
+	@sh tools/setup.sh test
+	@$(MAKE) --no-print-directory PYTEST_ARGS='--long -m long $(PYTEST_ARGS)' test-here
+
+test-all: ## check, test, test-long, asan and tsan, one after the other
 	@$(MAKE) --no-print-directory check
 	@$(MAKE) --no-print-directory test
+	@$(MAKE) --no-print-directory test-long
 	@$(MAKE) --no-print-directory asan
 	@$(MAKE) --no-print-directory tsan
 

@@ -87,9 +87,11 @@ run_pytest()
 # ---- the ordinary user ----
 
 USER_NAME=weightfs-test
-USER_TESTS='tests/programs tests/loaders tests/crash tests/mount/test_posix.py tests/mount/test_posix_names.py
-	tests/mount/test_gate.py tests/mount/test_bytes.py tests/mount/test_random.py tests/mount/test_bad_cases.py
-	tests/mount/test_passthrough.py'
+USER_TESTS='tests/programs tests/mount/test_posix.py tests/mount/test_posix_names.py tests/mount/test_gate.py
+	tests/mount/test_bytes.py tests/mount/test_random.py tests/mount/test_bad_cases.py
+	tests/mount/test_passthrough.py tests/loaders/test_save_load.py tests/loaders/test_trainer.py'
+# What is the same for every user is left to the long run.
+USER_TESTS_LONG='tests/loaders tests/programs tests/crash'
 
 as_user()
 {
@@ -113,12 +115,16 @@ tree_for_user()
 as_ordinary_user()
 {
 	status=0
+	case " ${PYTEST_ARGS-} " in
+	*' --long '*) tests="--long $USER_TESTS_LONG" ;;
+	*) tests="$USER_TESTS ${PYTEST_ARGS-}" ;;
+	esac
 	(
 		tree_for_user "$1"
 		# shellcheck disable=SC2046,SC2086
 		as_user env $(environment_at "$tree") HOME="$1/home" TMPDIR="$1/home" PYTHONDONTWRITEBYTECODE=1 \
 			"$VENV/bin/python" -m pytest -q -ra -p no:cacheprovider --basetemp="$1/home/pytest" \
-			$USER_TESTS ${PYTEST_ARGS-}
+			$tests
 	) >"$1/log" 2>&1 </dev/null || status=$?
 	echo $status >"$1/status"
 }

@@ -299,7 +299,7 @@ def simple_disk(tmp_path):
     below, place = tmp_path / "below", tmp_path / "disk"
     below.mkdir()
     place.mkdir()
-    subprocess.run(["bindfs", below, place], check=True)
+    subprocess.run(["bindfs", "--no-allow-other", below, place], check=True)
     yield place
     subprocess.run(["fusermount3", "-u", place], check=True)
 

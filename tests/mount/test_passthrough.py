@@ -85,8 +85,7 @@ def test_mapped_while_it_is_shared(mount):
     time.sleep(1)
     assert mapping[:] == content
     mapping.close()
-    status = mount.wait_sealed()
-    assert status["stored_bytes"] == 0
+    wait_for(lambda: mount.wait_sealed()["stored_bytes"] == 0, 20, "the space of what was removed")
 
 
 def test_appended_while_it_is_followed(mount):
