@@ -117,7 +117,6 @@
 		       "THEN size * nlink ELSE 0 END) FROM inode")                                 \
 	Q(STAT_OBJECTS, "SELECT count(*), sum(length) FROM object")                                \
 	Q(STAT_MANIFESTS, "SELECT count(*) FROM manifest")                                         \
-	Q(STAT_DATA, "SELECT count(*) FROM data_file")                                             \
 	Q(STAT_DATA_EACH, "SELECT id, state, CASE WHEN holes > 0 THEN (SELECT "                    \
 			  "coalesce(sum(length), 0) FROM object WHERE data_file = d.id) END "      \
 			  "FROM data_file d")                                                      \

@@ -55,8 +55,6 @@ static int count_objects(struct wfs_store *s, struct wfs_store_stats *st)
 	st->stored_bytes = (uint64_t)sqlite3_column_int64(row, 1);
 	wfs_db_done(row);
 	found = wfs_db_number(&s->db, WFS_Q_STAT_MANIFESTS, &st->manifests, "");
-	if (found >= 0)
-		found = wfs_db_number(&s->db, WFS_Q_STAT_DATA, &st->data_files, "");
 	return found < 0 ? found : 0;
 }
 
@@ -83,7 +81,8 @@ static int count_data_files(struct wfs_store *s, struct wfs_store_stats *st)
 
 		if (wfs_datafile_stat(&s->datafiles, (uint64_t)sqlite3_column_int64(row, 0),
 			    &file) != 0)
-			continue;
+			continue; /* given back; its row goes next */
+		st->data_files++;
 		held = (uint64_t)file.st_blocks * 512;
 		st->disk_bytes += held;
 		if (sqlite3_column_int(row, 1) >= WFS_DATA_DOOMED)

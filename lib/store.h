@@ -150,7 +150,7 @@ struct wfs_store_stats {
 	uint64_t disk_bytes;    /* disk blocks of data files and database */
 	uint64_t objects;
 	uint64_t manifests;
-	uint64_t data_files;
+	uint64_t data_files;    /* that exist on the disk */
 	uint32_t format_version;
 };
 
