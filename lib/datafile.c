@@ -15,6 +15,7 @@ void wfs_datafiles_init(struct wfs_datafiles *t, int data_fd, bool read_only, un
 	t->data_fd = data_fd;
 	t->read_only = read_only;
 	t->max_open = max_open;
+	t->dirs_made = 1; /* by a process before this one, perhaps, which was killed before it synced them */
 	pthread_mutex_init(&t->lock, NULL);
 }
 
@@ -91,15 +92,50 @@ void wfs_datafile_path(uint64_t id, char buf[WFS_DATAFILE_PATH_SIZE])
 	snprintf(buf, WFS_DATAFILE_PATH_SIZE, "data/%02x/%016" PRIx64, (unsigned)(id & 0xff), id);
 }
 
+static void directory_name(uint64_t id, char buf[WFS_DATAFILE_PATH_SIZE])
+{
+	snprintf(buf, WFS_DATAFILE_PATH_SIZE, "%02x", (unsigned)(id & 0xff));
+}
+
+/* Counted under the lock, so that who finds the directory there also finds it counted. */
+static int make_directory(struct wfs_datafiles *t, uint64_t id)
+{
+	char name[WFS_DATAFILE_PATH_SIZE];
+	int ret = 0;
+
+	directory_name(id, name);
+	pthread_mutex_lock(&t->lock);
+	if (mkdirat(t->data_fd, name, 0700) == 0)
+		t->dirs_made++;
+	else if (errno != EEXIST)
+		ret = -errno;
+	pthread_mutex_unlock(&t->lock);
+	return ret;
+}
+
+static int create_at(struct wfs_datafiles *t, const char *path)
+{
+	int fd = openat(t->data_fd, path, O_RDWR | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600);
+
+	return fd < 0 ? -errno : fd;
+}
+
 int wfs_datafile_create(struct wfs_datafiles *t, uint64_t id)
 {
 	char path[WFS_DATAFILE_PATH_SIZE];
 	int fd;
 
 	relative_path(id, path);
-	fd = openat(t->data_fd, path, O_RDWR | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600);
+	fd = create_at(t, path);
+	if (fd == -ENOENT) {
+		int ret = make_directory(t, id);
+
+		if (ret)
+			return ret;
+		fd = create_at(t, path);
+	}
 	if (fd < 0)
-		return -errno;
+		return fd;
 	close(fd);
 	return 0;
 }
@@ -427,14 +463,34 @@ bool wfs_datafile_is_collecting(struct wfs_datafiles *t, struct wfs_datafile *df
 
 /* ---- bytes ---- */
 
+/* Make the directories that were made durable themselves. */
+static int sync_directories(struct wfs_datafiles *t)
+{
+	unsigned made, synced;
+
+	pthread_mutex_lock(&t->lock);
+	made = t->dirs_made;
+	synced = t->dirs_synced;
+	pthread_mutex_unlock(&t->lock);
+	if (made == synced)
+		return 0;
+	if (fsync(t->data_fd) != 0)
+		return -errno;
+	pthread_mutex_lock(&t->lock);
+	if (t->dirs_synced < made)
+		t->dirs_synced = made;
+	pthread_mutex_unlock(&t->lock);
+	return 0;
+}
+
 static int sync_dir_of(struct wfs_datafiles *t, uint64_t id)
 {
-	char name[8];
+	char name[WFS_DATAFILE_PATH_SIZE];
 	WFS_AUTO_CLOSE int fd = -1;
 
-	snprintf(name, sizeof(name), "%02x", (unsigned)(id & 0xff));
+	directory_name(id, name);
 	fd = openat(t->data_fd, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	return fd < 0 || fsync(fd) != 0 ? -errno : 0;
+	return fd < 0 || fsync(fd) != 0 ? -errno : sync_directories(t);
 }
 
 int wfs_datafile_sync(struct wfs_datafiles *t, struct wfs_datafile *df)

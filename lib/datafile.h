@@ -46,6 +46,7 @@ struct wfs_datafiles {
 	struct wfs_datafile *buckets[WFS_DATAFILE_BUCKETS];
 	struct wfs_datafile *newest, *oldest; /* idle open ones */
 	unsigned n_open, max_open;
+	unsigned dirs_made, dirs_synced; /* of the directories xx: those made here, and those known to be durable */
 	/* under no lock */
 	atomic_int closes_off; /* does the disk hold the immutable flag against open descriptors? 0: not tried */
 };

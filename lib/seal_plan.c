@@ -84,9 +84,21 @@ void wfs_plan_release(struct wfs_plan *p)
 
 /* ---- hashing ---- */
 
+/* As wfs_content_read, but a hole is not read: it would fill the page cache with zeros. */
+static ssize_t read_sparsely(struct wfs_content *c, void *buf, size_t len, uint64_t offset)
+{
+	int64_t data = wfs_content_seek(c, offset, SEEK_DATA);
+
+	if (data == -ENXIO || data >= (int64_t)(offset + len)) {
+		memset(buf, 0, len);
+		return (ssize_t)len;
+	}
+	return wfs_content_read(c, buf, len, offset);
+}
+
 static int read_exactly(struct wfs_content *c, void *buf, size_t len, uint64_t offset)
 {
-	ssize_t n = wfs_content_read(c, buf, len, offset);
+	ssize_t n = read_sparsely(c, buf, len, offset);
 
 	if (n < 0)
 		return (int)n;

@@ -263,20 +263,6 @@ static int check_empty(int dir_fd, const char *path, struct wfs_err *err)
 	return 0;
 }
 
-static int make_data_dirs(int dir_fd)
-{
-	if (mkdirat(dir_fd, "data", 0700) != 0 && errno != EEXIST)
-		return -errno;
-	for (unsigned i = 0; i < 256; i++) {
-		char name[16];
-
-		snprintf(name, sizeof(name), "data/%02x", i);
-		if (mkdirat(dir_fd, name, 0700) != 0 && errno != EEXIST)
-			return -errno;
-	}
-	return 0;
-}
-
 static int open_directory(struct wfs_store *s, const char *path, struct wfs_err *err)
 {
 	const struct wfs_store_options *o = &s->options;
@@ -480,11 +466,8 @@ static int open_database(struct wfs_store *s, struct wfs_err *err)
 		ret = take_lock(s, err);
 	if (!ret && s->options.mode == WFS_STORE_HOLD)
 		ret = hold_lock(s, err);
-	if (!ret && !exists) {
-		ret = make_data_dirs(s->dir_fd);
-		if (ret)
-			return wfs_err_errno(err, ret, "%s/data", s->path);
-	}
+	if (!ret && !exists && mkdirat(s->dir_fd, "data", 0700) != 0 && errno != EEXIST)
+		return wfs_err_errno(err, -errno, "%s/data", s->path);
 	s->db.log = s->options.log;
 	s->db.log_ctx = s->options.log_ctx;
 	s->db.may_move_log = nothing_to_flush;

@@ -87,7 +87,7 @@ run_pytest()
 # ---- the ordinary user ----
 
 USER_NAME=weightfs-test
-USER_TESTS='tests/programs tests/mount/test_posix.py tests/mount/test_posix_names.py tests/mount/test_gate.py
+USER_TESTS='tests/posix tests/programs tests/mount/test_gate.py
 	tests/mount/test_bytes.py tests/mount/test_random.py tests/mount/test_bad_cases.py
 	tests/mount/test_passthrough.py tests/loaders/test_save_load.py tests/loaders/test_trainer.py'
 # What is the same for every user is left to the long run.

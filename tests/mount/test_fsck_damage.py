@@ -126,11 +126,13 @@ def link_pack(store):
 
 
 def add_stray(store):
-    data_path(store, 0xABCDEF).write_bytes(b"nobody's")
+    path = data_path(store, 0xABCDEF)
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"nobody's")
 
 
 def add_foreign_name(store):
-    (store / "data" / "00" / "notes.txt").write_text("not of weightfs\n")
+    (some_pack(store).parent / "notes.txt").write_text("not of weightfs\n")
 
 
 def overwrite_page(store):

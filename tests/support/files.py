@@ -38,10 +38,14 @@ def fallocate(fd, mode, offset, length):
     _checked(libc.fallocate(fd, mode, ctypes.c_int64(offset), ctypes.c_int64(length)))
 
 
+def link_followed(source, path):
+    """linkat(2) with AT_SYMLINK_FOLLOW: a name for what `source` leads to."""
+    _checked(libc.linkat(AT_FDCWD, os.fsencode(source), AT_FDCWD, os.fsencode(path), AT_SYMLINK_FOLLOW), str(path))
+
+
 def link_fd(fd, path):
     """Give an open file (O_TMPFILE) a name."""
-    _checked(libc.linkat(AT_FDCWD, f"/proc/self/fd/{fd}".encode(), AT_FDCWD, os.fsencode(path),
-                         AT_SYMLINK_FOLLOW), str(path))
+    link_followed(f"/proc/self/fd/{fd}", path)
 
 
 def random_bytes(seed, size):
@@ -115,14 +119,17 @@ def errno_of(function, *args, **kwargs):
     return 0
 
 
-def in_child(function, *args, user=None):
-    """Run `function` in a forked child, as `user` (a pwd entry) if given; its value.
+class Child:
+    """A forked process that calls `function`, as `user` (a pwd entry) if given."""
 
-    An exception in the child is raised here, with the child's traceback.
-    """
-    read_end, write_end = os.pipe()
-    pid = os.fork()
-    if pid == 0:
+    def __init__(self, function, *args, user=None):
+        self.pipe, end = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._run(end, function, args, user)
+        os.close(end)
+
+    def _run(self, end, function, args, user):
         try:
             if user is not None:
                 os.setgroups([])
@@ -131,14 +138,36 @@ def in_child(function, *args, user=None):
             answer = (True, function(*args))
         except BaseException:  # the child must not return into the test runner
             answer = (False, traceback.format_exc())
-        with os.fdopen(write_end, "wb") as pipe:
+        with os.fdopen(end, "wb") as pipe:
             pickle.dump(answer, pipe)
         os._exit(0)
-    os.close(write_end)
-    with os.fdopen(read_end, "rb") as pipe:
-        data = pipe.read()
-    os.waitpid(pid, 0)
-    assert data, "the child ended without an answer"
-    good, value = pickle.loads(data)
-    assert good, value
-    return value
+
+    def value(self):
+        """Wait for it: what the function returned. Its exception is raised here, with the child's traceback."""
+        with os.fdopen(self.pipe, "rb") as pipe:
+            data = pipe.read()
+        _, status = os.waitpid(self.pid, 0)
+        assert data, f"the child ended without an answer (status {status:#x})"
+        good, value = pickle.loads(data)
+        assert good, value
+        return value
+
+
+def in_child(function, *args, user=None):
+    """The value of `function` in a process of its own."""
+    return Child(function, *args, user=user).value()
+
+
+def at_once(count, function):
+    """The values of function(0), function(1), …, each in a process, begun as near to each other as can be."""
+    gate, opened = os.pipe()
+
+    def begin(number):
+        os.close(opened)
+        os.read(gate, 1)
+        return function(number)
+
+    children = [Child(begin, number) for number in range(count)]
+    os.close(opened)  # all of them read the end of the pipe
+    os.close(gate)
+    return [child.value() for child in children]

@@ -11,6 +11,7 @@ from support.watchdog import abort_connection, detach, mount_device, runs_store
 COMMAND_SECONDS = 60
 SETTLE_SECONDS = 30
 POLL_SECONDS = 0.02
+SETTLES = ["dirty", "sealed", "remounted"]  # the states of what was just written, for Mount.settle()
 
 
 def wait_for(condition, seconds, what):
@@ -181,6 +182,13 @@ class Mount:
     def wait_sealed(self, seconds=SETTLE_SECONDS):
         """Wait until the background has sealed and given back all it can."""
         return wait_for(self.settled, seconds, "every file sealed and the space given back")
+
+    def settle(self, how):
+        """Bring what was written into one of SETTLES."""
+        if how == "sealed":
+            self.wait_sealed()
+        elif how == "remounted":
+            self.remount()
 
     def disk(self):
         """Disk blocks of the store in bytes, without the logs.

@@ -1,4 +1,5 @@
 /* Opening a store: made, refused, locked, migrated, brought back after a crash. */
+#include <sys/stat.h>
 #include <sys/wait.h>
 
 #include "tests/unit/store_fixture.h"
@@ -235,6 +236,10 @@ static void make_stray(struct fixture *f)
 	if (wfs_name_getattr(f->store, ino, &a) != 0)
 		_exit(1);
 	/* As a crash between the making of a data file and the commit of its row. */
+	path = wfs_test_path(f->path, "data/%02x", (unsigned)((a.data_file + 1) & 0xff));
+	if (mkdir(path, 0700) != 0)
+		_exit(1);
+	free(path);
 	path = wfs_test_path(f->path, "data/%02x/%016llx", (unsigned)((a.data_file + 1) & 0xff),
 		(unsigned long long)a.data_file + 1);
 	wfs_test_write(path, "left over", 9);
