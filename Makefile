@@ -112,10 +112,10 @@ tsan: ## all tests on a build with the thread sanitizer
 
 # The tests of this build, without any setting up. PYTEST_ARGS goes to pytest.
 test-here: all unit-programs
-	@BUILD='$(BUILD)' VENV='$(VENV)' sh tools/run_tests.sh $(UNIT_BIN)
+	@BUILD='$(BUILD)' VENV='$(VENV)' SANITIZE='$(SANITIZE)' sh tools/run_tests.sh $(UNIT_BIN)
 
 unit: unit-programs ## only the tests of lib/, which need no mount
-	@BUILD='$(BUILD)' sh tools/run_tests.sh --unit $(UNIT_BIN)
+	@BUILD='$(BUILD)' SANITIZE='$(SANITIZE)' sh tools/run_tests.sh --unit $(UNIT_BIN)
 
 .PHONY: unit-programs
 unit-programs: $(UNIT_BIN) $(VERDICT_BIN)

@@ -245,6 +245,7 @@ static int serve(struct wfs_driver *d, struct wfs_err *err)
 /* The mount is gone. What was written is sealed, and all of it is on the disk, before we are. */
 static void finish(struct wfs_driver *d)
 {
+	wfs_store_say_ending(d->store);
 	fuse_session_unmount(d->session);
 	wfs_handles_free_all(d);
 	wfs_work_stop(&d->work);

@@ -98,16 +98,17 @@ static void forget_user(struct wfs_store *s, struct wfs_datafile *df)
 	pthread_mutex_unlock(&p->lock);
 }
 
-static bool had_others(struct wfs_pins *p, uint64_t data_file, uint64_t ino)
+/* Did this inode's programs, and no others, ever get the data file? */
+static bool had_alone(struct wfs_pins *p, uint64_t data_file, uint64_t ino)
 {
 	struct wfs_pin_user *u;
-	bool others;
+	bool alone;
 
 	pthread_mutex_lock(&p->lock);
 	u = find_user(p, data_file);
-	others = u && u->ino != ino;
+	alone = u && u->ino == ino;
 	pthread_mutex_unlock(&p->lock);
-	return others;
+	return alone;
 }
 
 /* ---- pins ---- */
@@ -235,6 +236,12 @@ bool wfs_pin_is_hollow(struct wfs_file *f)
 	return hollow;
 }
 
+bool wfs_pin_is_left(struct wfs_file *f, struct wfs_datafile *df)
+{
+	return atomic_load(&f->store->is_direct) && had_alone(f->store->pins, df->id, f->ino) &&
+	       !wfs_datafile_is_ours(&f->store->datafiles, df);
+}
+
 bool wfs_pin_may_reuse(struct wfs_file *f, struct wfs_datafile *df)
 {
 	struct wfs_datafile *pinned = wfs_file_pinned(f);
@@ -242,8 +249,9 @@ bool wfs_pin_may_reuse(struct wfs_file *f, struct wfs_datafile *df)
 	if (!atomic_load(&f->store->is_direct))
 		return true;
 	if (pinned)
-		return !wfs_pin_is_hollow(f) && pinned == df && !had_others(f->store->pins, df->id, f->ino);
-	return wfs_datafile_is_ours(&f->store->datafiles, df);
+		return !wfs_pin_is_hollow(f) && pinned == df && had_alone(f->store->pins, df->id, f->ino);
+	return had_alone(f->store->pins, df->id, f->ino) ||
+	       wfs_datafile_is_ours(&f->store->datafiles, df);
 }
 
 /* ---- a clone into a file that cp(1) has just made ---- */

@@ -315,24 +315,52 @@ static bool holder_is_gone(int pid)
 	return state && (strncmp(state, ") Z", 3) == 0 || strncmp(state, ") X", 3) == 0);
 }
 
-#define LOCK_TRIES 100
-#define LOCK_WAIT_NS 20000000 /* 20 ms; 2 s in all */
+#define LOCK_WAIT_NS 20000000 /* 20 ms */
+#define TRIES_GONE 100        /* 2 s for a process that was killed */
+#define TRIES_THERE 15        /* 0.3 s: an unmount is over before its driver knows of it */
+#define TRIES_QUIET 100       /* after 2 s of waiting for the end of a driver that is said */
+#define ENDING "ending"       /* in the lock file, after the pid */
 
-/* flock, with some patience for a holder that is on its way out. errno as flock(2). */
-static int lock_patiently(int fd)
+static bool holder_is_ending(int fd)
+{
+	char text[64] = "";
+
+	return pread(fd, text, sizeof(text) - 1, 0) > 0 && strstr(text, " " ENDING);
+}
+
+/*
+ * flock, with patience for a holder that is on its way out: for as long as it
+ * says that it is ending, since it may have much to seal. errno as flock(2).
+ */
+static int lock_patiently(struct wfs_store *s, int how)
 {
 	const struct timespec wait = { .tv_nsec = LOCK_WAIT_NS };
-	int ret = flock(fd, LOCK_EX | LOCK_NB);
 
-	for (int i = 0; i < LOCK_TRIES && ret != 0 && errno == EWOULDBLOCK; i++) {
-		if (!holder_is_gone(read_pid(fd))) {
-			errno = EWOULDBLOCK;
+	for (int tries = 0, waited = 0;; waited++) {
+		if (flock(s->lock_fd, how | LOCK_NB) == 0)
+			return 0;
+		if (errno != EWOULDBLOCK)
+			return -1;
+		if (!holder_is_ending(s->lock_fd) &&
+			++tries > (holder_is_gone(read_pid(s->lock_fd)) ? TRIES_GONE : TRIES_THERE))
 			break;
-		}
+		if (waited == TRIES_QUIET)
+			wfs_store_log(s, "waiting for process %d, which seals what was written before it ends",
+				read_pid(s->lock_fd));
 		nanosleep(&wait, NULL);
-		ret = flock(fd, LOCK_EX | LOCK_NB);
 	}
-	return ret;
+	errno = EWOULDBLOCK;
+	return -1;
+}
+
+void wfs_store_say_ending(struct wfs_store *s)
+{
+	char text[64];
+	int len = snprintf(text, sizeof(text), "%d " ENDING "\n", (int)getpid());
+
+	/* Who is not told is only refused instead of kept waiting. */
+	if (s->options.mode == WFS_STORE_WRITE && pwrite(s->lock_fd, text, (size_t)len, 0) != len)
+		wfs_store_log(s, "%s/lock cannot be written: %s", s->path, strerror(errno));
 }
 
 static int is_in_use(struct wfs_store *s, struct wfs_err *err)
@@ -350,7 +378,7 @@ static int hold_lock(struct wfs_store *s, struct wfs_err *err)
 	s->lock_fd = openat(s->dir_fd, "lock", O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
 	if (s->lock_fd < 0)
 		return errno == ENOENT ? 0 : wfs_err_errno(err, -errno, "%s/lock", s->path);
-	return flock(s->lock_fd, LOCK_SH | LOCK_NB) == 0 ? 0 : is_in_use(s, err);
+	return lock_patiently(s, LOCK_SH) == 0 ? 0 : is_in_use(s, err);
 }
 
 static int take_lock(struct wfs_store *s, struct wfs_err *err)
@@ -364,7 +392,7 @@ static int take_lock(struct wfs_store *s, struct wfs_err *err)
 			"%s lies on a read-only file system; mount it with -o ro", s->path);
 	if (s->lock_fd < 0)
 		return wfs_err_errno(err, -errno, "%s/lock", s->path);
-	if (lock_patiently(s->lock_fd) != 0)
+	if (lock_patiently(s, LOCK_EX) != 0)
 		return is_in_use(s, err);
 	len = snprintf(text, sizeof(text), "%d\n", (int)getpid());
 	if (ftruncate(s->lock_fd, 0) != 0 || pwrite(s->lock_fd, text, (size_t)len, 0) != len)

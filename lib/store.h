@@ -4,7 +4,7 @@
  * A store is a directory:
  *   weightfs.db   SQLite, WAL; lib/schema.sql is its specification
  *   data/xx/ID    data files
- *   lock          flock'ed by the process that may write; holds its pid as text
+ *   lock          flock'ed by the process that may write; holds its pid as text, and "ending" when it is
  *   reserve       on a disk that gets full: space that removals may use (lib/reserve.h)
  *
  * wfs_store_open(…, WFS_STORE_WRITE) takes the lock, recovers what an unclean
@@ -176,6 +176,12 @@ struct wfs_store_report {
 int wfs_store_each_report(struct wfs_store *store,
 	int (*fn)(void *ctx, const struct wfs_store_report *report), void *ctx,
 	struct wfs_err *err);
+
+/*
+ * For a writer that has nobody left to serve: whoever opens the store from now
+ * on waits for its end instead of being refused.
+ */
+void wfs_store_say_ending(struct wfs_store *s);
 
 /* True if a process (maybe this one) has the store at `path` open for writing; *ret_pid 0 if unknown. */
 bool wfs_store_is_locked(const char *path, int *ret_pid);

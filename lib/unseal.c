@@ -268,13 +268,13 @@ static int unseal_by_copy(struct wfs_file *f, struct wfs_content *old, uint64_t 
 /*
  * Within a transaction: does nobody but this file use the data file? The database is
  * locked, so that nobody comes to it meanwhile, and who comes later finds its bytes
- * at the new place. `old` refers to it with each extent that is there, programs once,
- * the caller once.
+ * at the new place. `old` refers to it with each extent that is there, programs that
+ * have it open once, the caller once.
  */
 static bool is_used_by_others(struct wfs_file *f, const struct wfs_content *old,
 	struct wfs_datafile *df)
 {
-	unsigned own = 2;
+	unsigned own = wfs_file_pinned(f) ? 2 : 1;
 
 	for (size_t i = 0; i < old->n; i++)
 		own += old->extents[i].df == df;
@@ -312,14 +312,14 @@ static int copy_pack(struct wfs_store *s, struct wfs_datafile *from, struct wfs_
 }
 
 /*
- * Programs have the data file open, and other files share its bytes: these are copied
- * to a new pack for the others, and the data file is staging again. -ETXTBSY if one
- * of the others is in use.
+ * Programs have the data file open or mapped, and other files share its bytes: these
+ * are copied to a new pack for the others, and the data file is staging again.
+ * -ETXTBSY if one of the others is in use.
  */
-static int unseal_by_moving(struct wfs_file *f, struct wfs_content *old, struct wfs_content **ret)
+static int unseal_by_moving(struct wfs_file *f, struct wfs_content *old, struct wfs_datafile *df,
+	struct wfs_content **ret)
 {
 	struct wfs_store *s = f->store;
-	struct wfs_datafile *df = wfs_file_pinned(f);
 	struct wfs_content *new, *pack;
 	struct wfs_attr a;
 	uint64_t id;
@@ -399,18 +399,31 @@ static int unseal_into_hollow(struct wfs_file *f, struct wfs_content *old, uint6
 	return 0;
 }
 
+/* What a program has mapped, and closed, shows what becomes of the file, if that can be done. */
+static struct wfs_datafile *still_mapped(struct wfs_file *f, struct wfs_content *old)
+{
+	struct wfs_datafile *df = wfs_content_whole(old);
+
+	if (!df || wfs_datafile_is_collecting(&f->store->datafiles, df))
+		return NULL;
+	return wfs_pin_is_left(f, df) ? df : NULL;
+}
+
 int wfs_unseal(struct wfs_file *f, struct wfs_content *old, uint64_t keep,
 	struct wfs_content **ret)
 {
 	uint64_t length = WFS_MIN(keep, old->size);
-	bool is_pinned = wfs_file_pinned(f) != NULL;
+	struct wfs_datafile *pinned = wfs_file_pinned(f);
+	struct wfs_datafile *used = pinned ? pinned : still_mapped(f, old);
 	int err;
 
 	if (wfs_pin_is_hollow(f))
 		return unseal_into_hollow(f, old, length, ret);
 	/* With nothing to keep, a new file: the old bytes stay until that is durable. */
-	err = length > 0 || is_pinned ? unseal_in_place(f, old, ret) : -EXDEV;
-	if (err == -EXDEV && is_pinned)
-		return unseal_by_moving(f, old, ret);
+	err = length > 0 || used ? unseal_in_place(f, old, ret) : -EXDEV;
+	if (err == -EXDEV && used)
+		err = unseal_by_moving(f, old, used, ret);
+	if (err == -ETXTBSY && !pinned)
+		err = -EXDEV;
 	return err == -EXDEV ? unseal_by_copy(f, old, length, ret) : err;
 }

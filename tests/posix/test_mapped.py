@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import struct
+import subprocess
 
 import pytest
 
@@ -131,11 +132,11 @@ def test_past_the_end(mount, path, sealed):
     os.close(fd)
 
 
-def map_pages(fd, size):
-    """mmap(2) without Python's check of the file's size."""
+def map_pages(fd, size, access=mmap.PROT_READ | mmap.PROT_WRITE):
+    """mmap(2) as it is: Python's checks the file's size, and keeps a descriptor. The address."""
     libc.mmap.restype = ctypes.c_void_p
     libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
-    address = libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, fd, 0)
+    address = libc.mmap(None, size, access, mmap.MAP_SHARED, fd, 0)
     assert address != ctypes.c_void_p(-1).value, os.strerror(ctypes.get_errno())
     return address
 
@@ -212,6 +213,33 @@ def test_mapped_by_readers_and_written(mount, path, how):
         in_child(act)
         assert m[123_456:123_463] == b"changed"
         assert m[:123_456] == random_bytes(1, SIZE)[:123_456]
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["alone", "copied-before"])
+@pytest.mark.parametrize("kept", [False, True], ids=["closed", "open"])
+@pytest.mark.parametrize("how", SETTLES)
+def test_rewritten_under_a_mapping(mount, path, how, kept, shared):
+    """A file that is mapped, its descriptor closed or not, is opened with O_TRUNC and written: the mapping follows, a
+    copy that was made before does not."""
+    if shared:
+        subprocess.run(["cp", path, mount.dir / "copy"], check=True)
+    mount.settle(how)
+    fd = os.open(path, os.O_RDONLY)
+    address = map_pages(fd, SIZE, mmap.PROT_READ)
+    mapping = (ctypes.c_char * SIZE).from_address(address)
+    if not kept:
+        os.close(fd)
+    assert mapping.raw == random_bytes(1, SIZE)
+    for number in (2, 3):
+        write_file(path, random_bytes(number, SIZE))
+        assert mapping.raw == read_file(path) == random_bytes(number, SIZE)
+    mount.wait_sealed()
+    assert mapping.raw == read_file(path) == random_bytes(3, SIZE)
+    libc.munmap(ctypes.c_void_p(address), SIZE)
+    if kept:
+        os.close(fd)
+    if shared:
+        assert read_file(mount.dir / "copy") == random_bytes(1, SIZE)
 
 
 def test_copied_through_mappings(mount, plain):

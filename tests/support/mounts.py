@@ -11,6 +11,7 @@ from support.watchdog import abort_connection, detach, mount_device, runs_store
 COMMAND_SECONDS = 60
 SETTLE_SECONDS = 30
 POLL_SECONDS = 0.02
+BUSY_SECONDS = 3
 SETTLES = ["dirty", "sealed", "remounted"]  # the states of what was just written, for Mount.settle()
 
 
@@ -125,7 +126,10 @@ class Mount:
 
     def umount(self):
         """Unmount in order; the driver is gone afterwards."""
-        self.run("umount", self.dir)
+        # Whoever looks through every mount of the machine keeps this one busy for a moment.
+        deadline = time.monotonic() + BUSY_SECONDS
+        while "busy" in self.run("umount", self.dir, check=time.monotonic() > deadline).stderr:
+            time.sleep(POLL_SECONDS)
         assert not self.mounted, "umount returned 0, but the directory is still mounted"
         wait_for(lambda: not is_running(self.pid), 10, "the driver's end after umount")
         self.watchdog.tell(disarm=str(self.dir))
