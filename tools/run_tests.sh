@@ -7,7 +7,8 @@
 # handed to pytest. SANITIZE, if set, says what the binaries were built with:
 # what its runtime reports, of a driver in the background too, is a failure.
 #
-# Called by root, pytest runs twice at once: as root, and USER_TESTS as the
+# pytest runs PYTEST_PROCESSES processes: most tests wait for a driver, not for
+# a processor. Called by root, it runs twice at once: as root, and USER_TESTS as the
 # ordinary user weightfs-test, who has no privilege and mounts by fusermount3.
 # His directory is a new one under TMPDIR; he and it are removed afterwards if
 # they were not there before.
@@ -16,6 +17,8 @@ cd "$(dirname "$0")/.."
 BUILD=${BUILD:-build}
 VENV=${VENV:-build/venv}
 export BUILD VENV
+
+PYTEST_PROCESSES=${PYTEST_PROCESSES:-2}
 
 # A hang is a failure: seconds for one unit test program. (pytest has its own limits.)
 UNIT_SECONDS=${UNIT_SECONDS:-300}
@@ -82,7 +85,8 @@ run_pytest()
 {
 	status=0
 	# shellcheck disable=SC2046,SC2086
-	env $(environment_at "$(pwd)") "$VENV/bin/python" -m pytest -q -ra tests ${PYTEST_ARGS-} || status=$?
+	env $(environment_at "$(pwd)") "$VENV/bin/python" -m pytest -q -ra \
+		-n "$PYTEST_PROCESSES" --dist loadfile tests ${PYTEST_ARGS-} || status=$?
 	judge '' $status
 }
 
@@ -126,7 +130,7 @@ as_ordinary_user()
 		# shellcheck disable=SC2046,SC2086
 		as_user env $(environment_at "$tree") HOME="$1/home" TMPDIR="$1/home" PYTHONDONTWRITEBYTECODE=1 \
 			"$VENV/bin/python" -m pytest -q -ra -p no:cacheprovider --basetemp="$1/home/pytest" \
-			$tests
+			-n "$PYTEST_PROCESSES" --dist loadfile $tests
 	) >"$1/log" 2>&1 </dev/null || status=$?
 	echo $status >"$1/status"
 }
