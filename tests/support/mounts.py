@@ -195,16 +195,18 @@ class Mount:
             self.remount()
 
     def disk(self):
-        """Disk blocks of the store in bytes, without the logs.
+        """Disk blocks of the store in bytes, without the logs and the directories of data files.
 
-        SQLite's write-ahead log is bounded and empty after an unmount; what
-        stands in it is in no relation to what the store holds.
+        These are in no relation to what the store holds: SQLite's write-ahead
+        log is bounded and empty after an unmount, and there are 256
+        directories in the end, each made with the first file in it.
         """
-        logs = ("weightfs.db-wal", "weightfs.db-shm", "weightfs.log")
+        rest = [self.store / name for name in ("weightfs.db-wal", "weightfs.db-shm", "weightfs.log")]
+        rest += (self.store / "data").glob("??")
         total = disk_blocks(self.store)
-        for name in logs:
+        for path in rest:
             try:
-                total -= os.lstat(self.store / name).st_blocks * 512
+                total -= os.lstat(path).st_blocks * 512
             except FileNotFoundError:
                 pass
         return total
