@@ -94,8 +94,6 @@ static void make(fuse_req_t req, fuse_ino_t parent, const char *name, const stru
 		fuse_reply_err(req, -err);
 		return;
 	}
-	if (S_ISREG(a.mode))
-		wfs_work_seal_later(&d->work, a.ino);
 	wfs_reply_entry(req, &a);
 }
 
@@ -104,6 +102,7 @@ void wfs_op_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mo
 	struct wfs_new new = wfs_new_for(req, mode);
 
 	new.rdev = rdev;
+	new.sealed = true; /* nobody has it open to write to */
 	make(req, parent, name, &new);
 }
 

@@ -316,7 +316,7 @@ int wfs_staging_create(struct wfs_store *s, uint64_t state, uint64_t *ret_id)
 	return ret == -ENOENT ? -EIO : ret; /* data/ is gone: the place, not the name that was asked for */
 }
 
-/* A new inode for `new` in directory `dir`; regular files get a staging file. */
+/* A new inode for `new` in directory `dir`. */
 static int insert_inode(struct wfs_store *s, const struct wfs_attr *dir, const struct wfs_new *new,
 	unsigned links, uint64_t *ret_ino)
 {
@@ -329,7 +329,7 @@ static int insert_inode(struct wfs_store *s, const struct wfs_attr *dir, const s
 
 	if (S_ISDIR(mode) && dir->mode & S_ISGID)
 		mode |= S_ISGID;
-	if (S_ISREG(mode))
+	if (S_ISREG(mode) && !new->sealed)
 		ret = wfs_staging_create(s, WFS_DATA_STAGING, &data_file);
 	if (ret)
 		return ret;

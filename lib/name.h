@@ -58,6 +58,7 @@ struct wfs_new {
 	uint32_t uid, gid;      /* the caller's; a set-gid directory gives its own gid */
 	uint64_t rdev;
 	const char *target;     /* symbolic links */
+	bool sealed;            /* regular files: empty and sealed, the first writer makes the staging file */
 };
 
 /* -ENOENT, -ENOTDIR. For a dirty file, size and times are those of its data file. */
