@@ -196,6 +196,7 @@ void wfs_file_begin_change(struct wfs_file *f)
 void wfs_file_end_change(struct wfs_file *f, struct wfs_content *content)
 {
 	struct wfs_content *old = NULL;
+	struct wfs_datafile *unpinned;
 
 	pthread_mutex_lock(&f->lock);
 	if (content) {
@@ -203,8 +204,10 @@ void wfs_file_end_change(struct wfs_file *f, struct wfs_content *content)
 		f->content = content;
 	}
 	f->changing = false;
+	unpinned = wfs_pin_take_unused(f);
 	pthread_cond_broadcast(&f->changed);
 	pthread_mutex_unlock(&f->lock);
+	wfs_pin_drop(f, unpinned);
 	wfs_content_unref(old);
 }
 

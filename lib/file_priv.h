@@ -83,6 +83,12 @@ void wfs_pin_filled(struct wfs_file *f);
 
 /* lib/pin.c: the data file that programs use, or NULL. Borrowed: only while the caller keeps a pin away or alive. */
 struct wfs_datafile *wfs_file_pinned(struct wfs_file *f);
+/*
+ * When no program has the file open, nor its content is being changed: what the last
+ * of them had, else NULL. Under f->lock; to be dropped without it.
+ */
+struct wfs_datafile *wfs_pin_take_unused(struct wfs_file *f);
+void wfs_pin_drop(struct wfs_file *f, struct wfs_datafile *df);
 /* `f` is not pinned: has a program that had it open, and nobody else, still a mapping of `df`? */
 bool wfs_pin_is_left(struct wfs_file *f, struct wfs_datafile *df);
 /* Can the pack `df`, whose only owner is `f`, become staging without anybody seeing bytes change that are not his? */

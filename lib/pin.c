@@ -190,6 +190,25 @@ int wfs_file_pin(struct wfs_file *f, bool reads, bool writes)
 	}
 }
 
+struct wfs_datafile *wfs_pin_take_unused(struct wfs_file *f)
+{
+	struct wfs_datafile *df = f->pins == 0 ? f->pinned : NULL;
+
+	if (df) {
+		f->pinned = NULL;
+		f->hollow = false;
+	}
+	return df;
+}
+
+void wfs_pin_drop(struct wfs_file *f, struct wfs_datafile *df)
+{
+	if (df) {
+		forget_user(f->store, df);
+		wfs_datafile_unref(&f->store->datafiles, df);
+	}
+}
+
 bool wfs_file_unpin(struct wfs_file *f, bool reads)
 {
 	struct wfs_datafile *df = NULL;
@@ -197,17 +216,13 @@ bool wfs_file_unpin(struct wfs_file *f, bool reads)
 
 	pthread_mutex_lock(&f->lock);
 	f->pins_to_read -= reads;
-	if (--f->pins == 0) {
-		df = f->pinned;
-		f->pinned = NULL;
-		f->hollow = false;
-	}
-	wants_seal = df && f->writers == 0 && f->content->staging;
+	f->pins--;
+	/* Who changes the content has counted who has the data file, and drops this in the end. */
+	if (!f->changing)
+		df = wfs_pin_take_unused(f);
+	wants_seal = f->pins == 0 && f->writers == 0 && f->content->staging;
 	pthread_mutex_unlock(&f->lock);
-	if (df) {
-		forget_user(f->store, df);
-		wfs_datafile_unref(&f->store->datafiles, df);
-	}
+	wfs_pin_drop(f, df);
 	return wants_seal;
 }
 

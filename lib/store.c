@@ -400,17 +400,29 @@ static int take_lock(struct wfs_store *s, struct wfs_err *err)
 	return 0;
 }
 
-bool wfs_store_is_locked(const char *path, int *ret_pid)
+static int open_lock_of(const char *path)
 {
 	WFS_AUTO_FREE char *name = NULL;
-	WFS_AUTO_CLOSE int fd = -1;
 
-	*ret_pid = 0;
 	if (asprintf(&name, "%s/lock", path) < 0) {
 		name = NULL;
-		return false;
+		return -1;
 	}
-	fd = open(name, O_RDONLY | O_CLOEXEC);
+	return open(name, O_RDONLY | O_CLOEXEC);
+}
+
+bool wfs_store_is_ending(const char *path)
+{
+	WFS_AUTO_CLOSE int fd = open_lock_of(path);
+
+	return fd >= 0 && holder_is_ending(fd);
+}
+
+bool wfs_store_is_locked(const char *path, int *ret_pid)
+{
+	WFS_AUTO_CLOSE int fd = open_lock_of(path);
+
+	*ret_pid = 0;
 	if (fd < 0 || flock(fd, LOCK_SH | LOCK_NB) == 0 || errno != EWOULDBLOCK)
 		return false;
 	*ret_pid = read_pid(fd);

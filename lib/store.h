@@ -185,5 +185,7 @@ void wfs_store_say_ending(struct wfs_store *s);
 
 /* True if a process (maybe this one) has the store at `path` open for writing; *ret_pid 0 if unknown. */
 bool wfs_store_is_locked(const char *path, int *ret_pid);
+/* Did the process that has the store, or had it last, say that it is ending (wfs_store_say_ending)? */
+bool wfs_store_is_ending(const char *path);
 
 #endif

@@ -268,24 +268,22 @@ static int unseal_by_copy(struct wfs_file *f, struct wfs_content *old, uint64_t 
 /*
  * Within a transaction: does nobody but this file use the data file? The database is
  * locked, so that nobody comes to it meanwhile, and who comes later finds its bytes
- * at the new place. `old` refers to it with each extent that is there, programs that
- * have it open once, the caller once.
+ * at the new place. `own` references of the file's are counted by the caller, and
+ * each extent of `old` that is there is one more.
  */
 static bool is_used_by_others(struct wfs_file *f, const struct wfs_content *old,
-	struct wfs_datafile *df)
+	struct wfs_datafile *df, unsigned own)
 {
-	unsigned own = wfs_file_pinned(f) ? 2 : 1;
-
 	for (size_t i = 0; i < old->n; i++)
 		own += old->extents[i].df == df;
 	return wfs_datafile_count_refs(&f->store->datafiles, df) > own;
 }
 
 static int swap(struct wfs_file *f, const struct wfs_content *old, struct wfs_datafile *df,
-	uint64_t pack)
+	unsigned own, uint64_t pack)
 {
 	struct wfs_db *db = &f->store->db;
-	int ret = is_used_by_others(f, old, df) ? -ETXTBSY : 0;
+	int ret = is_used_by_others(f, old, df, own) ? -ETXTBSY : 0;
 
 	if (ret == 0)
 		ret = wfs_db_run(db, WFS_Q_OBJECTS_MOVE, "ii", pack, df->id);
@@ -320,6 +318,7 @@ static int unseal_by_moving(struct wfs_file *f, struct wfs_content *old, struct 
 	struct wfs_content **ret)
 {
 	struct wfs_store *s = f->store;
+	unsigned own = wfs_file_pinned(f) ? 2 : 1; /* `new`, and what programs have open */
 	struct wfs_content *new, *pack;
 	struct wfs_attr a;
 	uint64_t id;
@@ -335,7 +334,7 @@ static int unseal_by_moving(struct wfs_file *f, struct wfs_content *old, struct 
 	if (!err)
 		err = wfs_db_begin(&s->db);
 	if (!err)
-		err = wfs_db_end(&s->db, swap(f, old, df, id));
+		err = wfs_db_end(&s->db, swap(f, old, df, own, id));
 	wfs_content_unref(pack);
 	if (err) {
 		wfs_content_unref(new);

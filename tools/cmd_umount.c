@@ -107,8 +107,12 @@ static void wait_for_lock(const char *store, int driver)
 	for (unsigned i = 0; wfs_store_is_locked(store, &pid); i++) {
 		if (driver && pid && pid != driver)
 			return;
-		if (i == PATIENCE_POLLS)
+		if (i == PATIENCE_POLLS && wfs_store_is_ending(store))
 			fprintf(stderr, "waiting until what was written last is sealed ...\n");
+		else if (i == PATIENCE_POLLS)
+			fprintf(stderr, "waiting for process %d: it still serves the mount elsewhere, for a "
+					"container or another mount namespace (findmnt -N PID) ...\n",
+				pid);
 		nanosleep(&pause, NULL);
 	}
 }

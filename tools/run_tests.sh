@@ -105,9 +105,13 @@ as_user()
 }
 
 # The tree as he may see it: where it is, or below his directory if a directory
-# above it is closed to him. Runs in a mount namespace of its own.
+# above it is closed to him. Runs in a mount namespace of its own, in which a
+# mount that is here by chance, of other tests, must not live on.
 tree_for_user()
 {
+	findmnt -rn -t fuse.weightfs -o TARGET | while read -r mountpoint; do
+		umount -l "$mountpoint" || true
+	done
 	tree=$(pwd)
 	if ! as_user test -r "$tree/pytest.ini" || ! as_user test -x "$tree/$VENV/bin/python"; then
 		mkdir "$1/tree"

@@ -7,6 +7,7 @@ import sqlite3
 import struct
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -215,6 +216,20 @@ def test_fusermount3(mount):
     assert mount.status()["dirty"] == 0
 
 
+@pytest.mark.root_only
+def test_umount_of_what_others_see(mount):
+    """A mount that another namespace has a copy of is served on there; umount says what it waits for."""
+    alone = ('findmnt -rn -t fuse.weightfs -o TARGET | grep -vxF "$0" | while read -r other; do umount -l "$other"; done; '
+             "exec sleep 60")
+    with subprocess.Popen(["unshare", "--mount", "sh", "-c", alone, mount.dir]) as other:
+        wait_for(lambda: Path(f"/proc/{other.pid}/comm").read_text() == "sleep\n", 10, "the other namespace")
+        with subprocess.Popen([mount.weightfs, "umount", mount.dir], stderr=subprocess.PIPE, text=True) as umount:
+            said = umount.stderr.readline()
+            other.kill()
+            assert umount.wait(30) == 0
+    assert f"process {mount.pid}" in said and "another mount namespace" in said
+
+
 def test_mounted_again_at_once(mount):
     """A mount waits for the driver of an unmount by others, which has something to seal."""
     for number in range(3):
@@ -223,7 +238,7 @@ def test_mounted_again_at_once(mount):
         subprocess.run(["fusermount3", "-u", mount.dir], check=True)
         mount.mount()
         assert mount.pid != driver and not is_running(driver)
-        assert [read_file(mount.dir / f"{n}") == random_bytes(n, 30 * MIB) for n in range(number + 1)] == [True] * (number + 1)
+        assert all(read_file(mount.dir / f"{n}") == random_bytes(n, 30 * MIB) for n in range(number + 1))
 
 
 FSTAB = ["defaults", "rw", "suid,dev,exec", "nosuid,nodev,noexec", "sync", "dirsync", "async", "noatime", "nodiratime",

@@ -108,7 +108,8 @@ def done_to_file(path):
     return {call.__name__ + str(rest): errno_of(call, path, *rest) for call, *rest in (
         (os.open, os.O_RDONLY), (os.open, os.O_WRONLY), (os.open, os.O_RDWR), (os.open, os.O_WRONLY | os.O_TRUNC),
         (os.truncate, 1), (os.utime, None), (os.utime, (5, 5)), (os.chown, -1, -1), (os.chown, 0, -1),
-        (os.chown, -1, 0), (os.getxattr, "user.a"), (os.setxattr, "user.a", b"2"), (os.listxattr,), (os.stat,))} | {"access": [os.access(path, kind) for kind in (os.R_OK, os.W_OK, os.X_OK)]}
+        (os.chown, -1, 0), (os.getxattr, "user.a"), (os.setxattr, "user.a", b"2"), (os.listxattr,), (os.stat,))} | {
+            "access": [os.access(path, kind) for kind in (os.R_OK, os.W_OK, os.X_OK)]}
 
 
 def done_to_directory(path):

@@ -46,7 +46,8 @@ def picture(root):
     for path in sorted(root.rglob("*")):
         info = os.lstat(path)
         held = os.readlink(path) if path.is_symlink() else read_file(path) if stat.S_ISREG(info.st_mode) else None
-        found[str(path.relative_to(root))] = (info.st_mode, info.st_nlink, held, os.listxattr(path, follow_symlinks=False))
+        found[str(path.relative_to(root))] = (info.st_mode, info.st_nlink, held,
+                                              os.listxattr(path, follow_symlinks=False))
     return found
 
 
@@ -192,8 +193,8 @@ CALLS = {
         (lambda root: os.getxattr(root / "link", "user.a", follow_symlinks=False), E.ENODATA),
     ],
     "running": [
-        (lambda root: os.execv(root / "file", ["x"]), E.EACCES), (lambda root: os.execv(root / "full", ["x"]), E.EACCES),
-        (lambda root: os.execv(root / "none", ["x"]), E.ENOENT), (lambda root: os.execv(root / "file/x", ["x"]), E.ENOTDIR),
+        (on("file", os.execv, ["x"]), E.EACCES), (on("full", os.execv, ["x"]), E.EACCES),
+        (on("none", os.execv, ["x"]), E.ENOENT), (on("file/x", os.execv, ["x"]), E.ENOTDIR),
     ],
 }
 

@@ -137,7 +137,8 @@ def test_dots_and_slashes(mount):
 def test_name_taken_again(mount):
     """A name that is removed and made again, as another kind of inode, is never seen as the old one."""
     path = mount.dir / "name"
-    makers = [lambda: write_file(path, b"x"), lambda: path.mkdir(), lambda: os.symlink("x", path), lambda: os.mkfifo(path)]
+    makers = [lambda: write_file(path, b"x"), lambda: path.mkdir(), lambda: os.symlink("x", path),
+              lambda: os.mkfifo(path)]
     kinds = [stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO]
     for number in range(200):
         which = number * 7 % 4

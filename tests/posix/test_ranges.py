@@ -84,7 +84,7 @@ def test_large_offsets(mount, how):
 
 
 def test_largest_size(mount, plain):
-    """What ftruncate(2) and pwrite(2) say of sizes up to 2^63 - 1 is what the disk says, and a refusal changes nothing."""
+    """What ftruncate(2) and pwrite(2) say of sizes up to 2^63 - 1 is what the disk says."""
     def act(root):
         fd = os.open(root / "file", os.O_RDWR | os.O_CREAT)
         found = []

@@ -141,7 +141,7 @@ OPERATIONS = {
 
 
 def moved(root, operation):
-    """{path: "m", "c" or "mc"} of what the operation moves forward, whatever it is called afterwards and if it is there."""
+    """{path: "m", "c" or "mc"} of what the operation moves forward, whatever its name is afterwards."""
     fds = {name: os.open(root / name, os.O_PATH | os.O_NOFOLLOW) for name in WATCHED}
     for name in WATCHED:
         os.utime(root / name, ns=(1, 1), follow_symlinks=False)

@@ -154,7 +154,8 @@ def test_created_or_replaced_by_one(mount):
     write_file(mount.dir / "file", b"x")
 
     def act(_):
-        return [errno_of(os.setxattr, mount.dir / "file", f"user.{number}", b"1", os.XATTR_CREATE) for number in range(50)]
+        return [errno_of(os.setxattr, mount.dir / "file", f"user.{number}", b"1", os.XATTR_CREATE)
+                for number in range(50)]
 
     for codes in zip(*at_once(4, act), strict=True):
         assert sorted(codes) == [0, errno.EEXIST, errno.EEXIST, errno.EEXIST]
