@@ -16,7 +16,8 @@ SAMPLE_SRC := $(wildcard tools/sample_*.c) tools/ui.c
 UNIT_SRC := $(wildcard tests/unit/test_*.c)
 UNIT_SUPPORT := $(wildcard tests/unit/support.c)
 VERDICT_SRC := $(wildcard tests/unit/verdict_cli.c)
-ALL_SRC := $(LIB_SRC) $(PROG_SRC) $(SAMPLE_SRC) $(UNIT_SRC) $(UNIT_SUPPORT) $(VERDICT_SRC)
+BENCH_SRC := tests/bench/worker.c
+ALL_SRC := $(LIB_SRC) $(PROG_SRC) $(SAMPLE_SRC) $(UNIT_SRC) $(UNIT_SUPPORT) $(VERDICT_SRC) $(BENCH_SRC)
 
 obj = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
 LIB := $(BUILD)/libweightfs.a
@@ -28,7 +29,7 @@ VENV := build/venv
 # ---- flags ----
 
 # The libraries are looked for once, and only by goals that compile here.
-NO_LIBS := run test test-long test-all asan tsan check clean distclean help deps
+NO_LIBS := run test test-long test-all bench asan tsan check clean distclean help deps
 NEED_LIBS := $(filter-out $(NO_LIBS),$(or $(MAKECMDGOALS),all))
 PKGS := fuse3 jansson libxxhash sqlite3
 PKG_CONFIG ?= pkg-config
@@ -76,7 +77,7 @@ endif
 # ---- targets ----
 
 .DEFAULT_GOAL := all
-.PHONY: all run test test-long test-all test-here unit check asan tsan install clean distclean \
+.PHONY: all run test test-long test-all test-here unit check bench asan tsan install clean distclean \
 	help deps FORCE
 .DELETE_ON_ERROR:
 
@@ -101,6 +102,11 @@ test-all: ## check, test, test-long, asan and tsan, one after the other
 	@$(MAKE) --no-print-directory test-long
 	@$(MAKE) --no-print-directory asan
 	@$(MAKE) --no-print-directory tsan
+
+bench: ## time weightfs against the disk and bindfs (BENCH_ARGS: see tests/bench/bench.py --help)
+	@sh tools/setup.sh test
+	@$(MAKE) --no-print-directory all '$(BUILD)/bench-worker'
+	@WEIGHTFS_BUILD='$(BUILD)' python3 tests/bench/bench.py $(BENCH_ARGS)
 
 asan: ## all tests on a build with address and undefined behaviour sanitizers
 	@sh tools/setup.sh test
@@ -188,5 +194,8 @@ $(UNIT_BIN): $(BUILD)/tests/%: $(BUILD)/obj/tests/unit/%.o $(call obj,$(UNIT_SUP
 
 $(VERDICT_BIN): $(BUILD)/tests/%: $(BUILD)/obj/tests/unit/%.o $(LIB)
 	$(call say,LD,$@)mkdir -p $(@D) && $(LINK) -o $@ $^ $(PKG_LIBS)
+
+$(BUILD)/bench-worker: $(call obj,$(BENCH_SRC))
+	$(call say,LD,$@)$(LINK) -o $@ $^
 
 -include $(patsubst %.o,%.d,$(call obj,$(ALL_SRC)))

@@ -18,6 +18,7 @@ struct work {
 	enum wfs_data_state state;
 	uint64_t holes;
 	bool done;
+	bool spare; /* emptied and kept: its row stays */
 };
 
 bool wfs_collect_wanted(struct wfs_store *s)
@@ -181,7 +182,7 @@ static void log_given_back(struct wfs_store *s, const struct work *work)
 {
 	char path[WFS_DATAFILE_PATH_SIZE];
 
-	if (!s->options.verbose || !work->done)
+	if (!s->options.verbose || !(work->done || work->spare))
 		return;
 	wfs_datafile_path(work->id, path);
 	wfs_store_log(s, "gave back %s%s", work->state == WFS_DATA_DOOMED ? "" : "dead ranges of ",
@@ -189,7 +190,7 @@ static void log_given_back(struct wfs_store *s, const struct work *work)
 }
 
 /* A mapping may be all that is left of who had it open. */
-static bool may_punch(struct wfs_store *s, struct wfs_datafile *df)
+static bool is_nobodys(struct wfs_store *s, struct wfs_datafile *df)
 {
 	return !atomic_load(&s->is_direct) || wfs_datafile_is_ours(&s->datafiles, df);
 }
@@ -203,14 +204,16 @@ static int collect_file(struct wfs_store *s, struct work *work)
 	if (!df)
 		return -ENOMEM;
 	if (wfs_datafile_begin_collect(&s->datafiles, df)) {
-		if (work->state == WFS_DATA_DOOMED)
+		bool is_ours = is_nobodys(s, df);
+
+		if (work->state == WFS_DATA_DOOMED && is_ours)
+			work->spare = wfs_spare_keep(s, df);
+		if (work->state == WFS_DATA_DOOMED && !work->spare)
 			ret = wfs_datafile_remove(&s->datafiles, work->id);
-		else if (may_punch(s, df))
-			ret = punch(s, work, df);
-		else
-			ret = -EBUSY;
+		else if (work->state != WFS_DATA_DOOMED)
+			ret = is_ours ? punch(s, work, df) : -EBUSY;
 		wfs_datafile_end_collect(&s->datafiles, df);
-		work->done = ret == 0;
+		work->done = ret == 0 && !work->spare;
 		log_given_back(s, work);
 	}
 	wfs_datafile_unref(&s->datafiles, df);
@@ -237,8 +240,18 @@ static int forget_done(struct wfs_store *s, const struct work *work, size_t n)
 	return wfs_db_end(&s->db, ret);
 }
 
+static bool is_among(uint64_t id, const uint64_t *ids, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		if (ids[i] == id)
+			return true;
+	return false;
+}
+
 static bool can_do(struct wfs_store *s, const struct work *work)
 {
+	if (work->spare)
+		return false;
 	if (work->state == WFS_DATA_FILLING)
 		return false; /* an unseal is at it */
 	return work->state == WFS_DATA_DOOMED || !atomic_load(&s->cannot_punch);
@@ -247,11 +260,15 @@ static bool can_do(struct wfs_store *s, const struct work *work)
 /* One round: up to FILES_AT_ONCE files behind `*after`. 1 if there may be more. */
 static int collect_some(struct wfs_store *s, struct work *work, uint64_t *after)
 {
-	size_t n, left = 0;
+	/* Listed first: one that is taken from here on is still in this list, and left alone. */
+	uint64_t spares[WFS_SPARES];
+	size_t n, left = 0, n_spares = wfs_spare_list(s, spares);
 	int ret = list_work(s, *after, work, &n);
 
 	if (ret || n == 0)
 		return ret;
+	for (size_t i = 0; i < n; i++)
+		work[i].spare = is_among(work[i].id, spares, n_spares);
 	*after = work[n - 1].id;
 	/* What was read here is durable before any byte of it is given back. */
 	ret = wfs_store_sync(s);

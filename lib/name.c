@@ -305,11 +305,14 @@ static int must_be_free(struct wfs_store *s, uint64_t parent, const char *name)
 int wfs_staging_create(struct wfs_store *s, uint64_t state, uint64_t *ret_id)
 {
 	uint64_t id;
-	int ret = wfs_db_run(&s->db, WFS_Q_DATA_INSERT, "i", state);
+	int ret = wfs_spare_take(s, state, &id);
 
-	if (ret)
+	if (ret == 0) {
+		ret = wfs_db_run(&s->db, WFS_Q_DATA_INSERT, "i", state);
+		id = wfs_db_insert_id(&s->db);
+	}
+	if (ret < 0)
 		return ret;
-	id = wfs_db_insert_id(&s->db);
 	ret = wfs_datafile_create(&s->datafiles, id);
 	if (ret == 0)
 		*ret_id = id;

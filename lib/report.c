@@ -82,6 +82,8 @@ static int count_data_files(struct wfs_store *s, struct wfs_store_stats *st)
 		if (wfs_datafile_stat(&s->datafiles, (uint64_t)sqlite3_column_int64(row, 0),
 			    &file) != 0)
 			continue; /* given back; its row goes next */
+		if (file.st_size == 0 && sqlite3_column_int(row, 1) == WFS_DATA_DOOMED)
+			continue; /* given back, and kept for the next file: lib/spare.h */
 		st->data_files++;
 		held = (uint64_t)file.st_blocks * 512;
 		st->disk_bytes += held;

@@ -66,11 +66,12 @@ CREATE TABLE manifest_object (
 
 -- A file data/xx/ID, where ID is the id as 16 hex digits and xx its last two.
 CREATE TABLE data_file (
-	id    INTEGER PRIMARY KEY AUTOINCREMENT, -- never reused
+	id    INTEGER PRIMARY KEY AUTOINCREMENT, -- not reused, but by a row that goes from doomed to staging
 	state INTEGER NOT NULL,
 	-- 0 staging: belongs to the one dirty inode that names it
 	-- 1 pack:    sealed; no byte in the extent of an object changes
-	-- 2 doomed:  nothing in it is alive; the file is removed, then the row
+	-- 2 doomed:  nothing in it is alive; the file is removed, then the row; or
+	--            it is emptied, and staging of another inode later
 	-- 3 filling: an unseal is copying into it; doomed after a crash
 	holes INTEGER NOT NULL DEFAULT 0
 	-- of a pack: counts up with each range that died in it, back to 0 when

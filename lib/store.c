@@ -537,6 +537,7 @@ static void free_store(struct wfs_store *s)
 	pthread_mutex_destroy(&s->quota_lock);
 	wfs_pins_free(s->pins);
 	pthread_mutex_destroy(&s->collect_lock);
+	pthread_mutex_destroy(&s->spare_lock);
 	free(s->flush);
 	free(s->path);
 	free(s);
@@ -563,6 +564,8 @@ static struct wfs_store *new_store(const struct wfs_store_options *options)
 	pthread_mutex_init(&s->flush_run_lock, NULL);
 	pthread_mutex_init(&s->quota_lock, NULL);
 	pthread_mutex_init(&s->collect_lock, NULL);
+	pthread_mutex_init(&s->spare_lock, NULL);
+	s->keeps_spares = true;
 	return s;
 }
 
@@ -614,8 +617,10 @@ int wfs_store_open(const char *path, const struct wfs_store_options *options,
 static int finish(struct wfs_store *s)
 {
 	int ret = wfs_recover_orphans(s);
-	int e = wfs_collect(s);
+	int e;
 
+	wfs_spare_stop(s);
+	e = wfs_collect(s);
 	if (!ret)
 		ret = e;
 	e = wfs_recover_flush_dirty(s);

@@ -14,6 +14,7 @@
 #include "lib/datafile.h"
 #include "lib/db.h"
 #include "lib/name.h"
+#include "lib/spare.h"
 #include "lib/store.h"
 #include "lib/store_time.h"
 
@@ -49,6 +50,11 @@ struct wfs_store {
 	pthread_mutex_t quota_lock; /* held by the one thread that counts blocks */
 	_Atomic uint64_t quota_used; /* bytes of disk blocks, about; lib/quota.h */
 	atomic_bool quota_said;
+
+	pthread_mutex_t spare_lock; /* a few instructions; nothing else is taken under it */
+	bool keeps_spares;
+	uint64_t spares[WFS_SPARES]; /* data files that lib/spare.h keeps */
+	size_t n_spares;
 
 	pthread_mutex_t collect_lock; /* held by the one collector */
 	atomic_bool collect_wanted;

@@ -365,6 +365,51 @@ static void test_attributes_stay(void **state)
 }
 
 /* Removing checkpoints in any order gives back what the others do not need. */
+static uint64_t data_file_of(struct fixture *f, uint64_t ino)
+{
+	struct wfs_attr a;
+
+	assert_int_equal(wfs_name_getattr(f->store, ino, &a), 0);
+	return a.data_file;
+}
+
+/* What a sealed small file leaves is the next one's staging file; what is somebody's stays his. */
+static void test_data_files_are_used_again(void **state)
+{
+	struct fixture *f = *state;
+	uint8_t *bytes = noise(WFS_SMALL_FILE, 1), *others = noise(MB, 2);
+	uint64_t a = make(f, WFS_ROOT_INO, "a", S_IFREG | 0600);
+	uint64_t first = data_file_of(f, a), b, c;
+	char *path;
+
+	write_at(f, a, bytes, WFS_SMALL_FILE, 0);
+	seal(f, a);
+	b = make(f, WFS_ROOT_INO, "b", S_IFREG | 0600);
+	assert_int_not_equal(data_file_of(f, b), first); /* not collected yet */
+	assert_int_equal(wfs_collect(f->store), 0);
+	c = make(f, WFS_ROOT_INO, "c", S_IFREG | 0600);
+	assert_int_equal(data_file_of(f, c), first);
+	check_bytes(f, c, "", 0);
+	check_bytes(f, a, bytes, WFS_SMALL_FILE);
+	write_at(f, c, others, MB, 0);
+	assert_int_equal(wfs_collect(f->store), 0);
+	check_bytes(f, c, others, MB);
+	seal(f, c);
+	remove_name(f, "c");
+	assert_int_equal(wfs_collect(f->store), 0);
+	assert_int_equal(stats(f).pending_bytes, 0);
+	assert_int_equal(stats(f).data_files, 1); /* that of b */
+	reopen(f, 0);
+	check_bytes(f, a, bytes, WFS_SMALL_FILE);
+	check_bytes(f, b, "", 0);
+	path = wfs_test_path(f->path, "data/%02x/%016llx", (unsigned)(first & 0xff),
+		(unsigned long long)first);
+	assert_int_not_equal(access(path, F_OK), 0); /* a closed store keeps none */
+	free(path);
+	free(bytes);
+	free(others);
+}
+
 static void test_remove_in_any_order(void **state)
 {
 	struct fixture *f = *state;
@@ -416,6 +461,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_sparse, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_writer_keeps_dirty, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_attributes_stay, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_data_files_are_used_again, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_remove_in_any_order, set_up, tear_down),
 	};
 
