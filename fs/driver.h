@@ -108,6 +108,8 @@ struct fuse_entry_out;
 struct fuse_open_out;
 
 void wfs_wire_entry(struct wfs_driver *d, const struct wfs_attr *a, struct fuse_entry_out *ret);
+/* Of a file that nobody but the one who is answered can know of. */
+void wfs_wire_new_entry(struct wfs_driver *d, const struct wfs_attr *a, struct fuse_entry_out *ret);
 void wfs_wire_open(struct wfs_driver *d, const struct wfs_handle *h, struct fuse_open_out *ret);
 
 /* ---- op_tmpfile.c ---- */

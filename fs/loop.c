@@ -6,6 +6,52 @@
 #include <string.h>
 #include <time.h>
 
+/* Threads that wait for a request in the kernel while none is served. */
+#define READERS 2
+
+/*
+ * The kernel wakes the thread that has waited longest. With all of them waiting
+ * there, one program's requests would go around all of them, and each find its
+ * stacks cold: two wait there, the others here, until both of these are busy.
+ */
+struct crew {
+	struct wfs_driver *d;
+	pthread_mutex_t lock;
+	pthread_cond_t wanted;
+	unsigned readers; /* in the kernel, on their way there, or called */
+	unsigned calls;   /* for one to go there, not yet heard */
+	bool ends;
+};
+
+/* False: there is nothing more to do. */
+static bool go_reading(struct crew *c)
+{
+	bool goes;
+
+	pthread_mutex_lock(&c->lock);
+	while (!c->calls && c->readers >= READERS && !c->ends)
+		pthread_cond_wait(&c->wanted, &c->lock);
+	if (c->calls)
+		c->calls--;
+	else
+		c->readers++;
+	goes = !c->ends;
+	pthread_mutex_unlock(&c->lock);
+	return goes;
+}
+
+/* This thread has a request: somebody must be there for the next. */
+static void stop_reading(struct crew *c)
+{
+	pthread_mutex_lock(&c->lock);
+	if (--c->readers == 0) {
+		c->readers++;
+		c->calls++;
+		pthread_cond_signal(&c->wanted);
+	}
+	pthread_mutex_unlock(&c->lock);
+}
+
 static void serve(struct wfs_driver *d, struct fuse_buf *buf)
 {
 	bool is_init;
@@ -21,23 +67,33 @@ static void serve(struct wfs_driver *d, struct fuse_buf *buf)
 		fuse_session_exit(d->session);
 }
 
+/* What was received, as fuse_session_receive_buf says it. */
+static int receive(struct crew *c, struct fuse_buf *buf)
+{
+	int n = -EINTR;
+
+	while (!fuse_session_exited(c->d->session) && (n == -EINTR || n == -EAGAIN))
+		n = fuse_session_receive_buf(c->d->session, buf);
+	return n;
+}
+
 static void *thread_main(void *ctx)
 {
-	struct wfs_driver *d = ctx;
+	struct crew *c = ctx;
+	struct wfs_driver *d = c->d;
 	struct fuse_buf buf = { .mem = NULL };
 
-	while (!fuse_session_exited(d->session)) {
-		int n = fuse_session_receive_buf(d->session, &buf);
+	while (go_reading(c)) {
+		int n = receive(c, &buf);
 
-		if (n == -EINTR || n == -EAGAIN)
-			continue;
 		if (n <= 0) {
-			/* 0: unmounted, and the session knows. Else the device failed. */
-			if (n < 0)
+			/* 0: unmounted, and the session knows. Else it was told to end, or the device failed. */
+			if (n < 0 && n != -EINTR && n != -EAGAIN)
 				wfs_log(&d->log, "the FUSE device: %s", strerror(-n));
 			fuse_session_exit(d->session);
 			break;
 		}
+		stop_reading(c);
 		serve(d, &buf);
 	}
 	free(buf.mem);
@@ -89,24 +145,46 @@ void wfs_loop_wake(struct wfs_driver *d)
 	sem_post(&d->loop_ends);
 }
 
-int wfs_loop_run(struct wfs_driver *d, unsigned threads)
+static void dismiss(struct crew *c)
 {
-	WFS_AUTO_FREE pthread_t *ids = calloc(threads, sizeof(*ids));
+	pthread_mutex_lock(&c->lock);
+	c->ends = true;
+	pthread_cond_broadcast(&c->wanted);
+	pthread_mutex_unlock(&c->lock);
+}
+
+static int run(struct crew *c, pthread_t *ids, unsigned threads)
+{
 	unsigned n = 0;
 	int ret = 0;
 
-	if (!ids)
-		return -ENOMEM;
-	take_wake_signal();
 	while (n < threads && ret == 0) {
-		ret = -pthread_create(&ids[n], NULL, thread_main, d);
+		ret = -pthread_create(&ids[n], NULL, thread_main, c);
 		n += ret == 0;
 	}
 	if (n == 0)
 		return ret;
-	while (sem_wait(&d->loop_ends) != 0)
+	while (sem_wait(&c->d->loop_ends) != 0)
 		; /* EINTR */
+	dismiss(c);
 	for (unsigned i = 0; i < n; i++)
 		join(ids[i]);
 	return 0;
+}
+
+int wfs_loop_run(struct wfs_driver *d, unsigned threads)
+{
+	WFS_AUTO_FREE pthread_t *ids = calloc(threads, sizeof(*ids));
+	struct crew c = { .d = d };
+	int ret;
+
+	if (!ids)
+		return -ENOMEM;
+	pthread_mutex_init(&c.lock, NULL);
+	pthread_cond_init(&c.wanted, NULL);
+	take_wake_signal();
+	ret = run(&c, ids, threads);
+	pthread_cond_destroy(&c.wanted);
+	pthread_mutex_destroy(&c.lock);
+	return ret;
 }

@@ -149,7 +149,7 @@ void wfs_op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t m
 		fuse_reply_err(req, -err);
 		return;
 	}
-	wfs_wire_entry(d, &a, &out.entry);
+	wfs_wire_new_entry(d, &a, &out.entry);
 	wfs_wire_open(d, h, &out.open);
 	if (fuse_reply_buf(req, (const char *)&out, sizeof(out)) == -ENOENT) {
 		wfs_handle_free(d, h);

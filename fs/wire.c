@@ -4,7 +4,15 @@
 
 #include "fs/driver.h"
 
-#define OPEN_PASSTHROUGH (1u << 7) /* FOPEN_PASSTHROUGH; the headers of Debian 12 do not have it */
+/* The headers of older systems do not have them all. */
+#define OPEN_NOFLUSH (1u << 5)     /* FOPEN_NOFLUSH, Linux 5.16 */
+#define OPEN_PASSTHROUGH (1u << 7) /* FOPEN_PASSTHROUGH, Linux 6.9 */
+
+/*
+ * Of a file that was made in this moment the kernel asks the attributes again, to
+ * see whether they allow what it is about to do, unless they are good for a moment.
+ */
+#define NEW_VALID_NS 10000000
 
 static void fill_attr(const struct wfs_attr *a, struct fuse_attr *out)
 {
@@ -39,6 +47,13 @@ void wfs_wire_entry(struct wfs_driver *d, const struct wfs_attr *a, struct fuse_
 	fill_attr(a, &ret->attr);
 }
 
+void wfs_wire_new_entry(struct wfs_driver *d, const struct wfs_attr *a, struct fuse_entry_out *ret)
+{
+	wfs_wire_entry(d, a, ret);
+	if (ret->attr_valid == 0)
+		ret->attr_valid_nsec = NEW_VALID_NS;
+}
+
 void wfs_wire_open(struct wfs_driver *d, const struct wfs_handle *h, struct fuse_open_out *ret)
 {
 	*ret = (struct fuse_open_out){ .fh = (uintptr_t)h };
@@ -49,4 +64,7 @@ void wfs_wire_open(struct wfs_driver *d, const struct wfs_handle *h, struct fuse
 		/* Every change of the bytes went through the kernel's own page cache. */
 		ret->open_flags = FOPEN_KEEP_CACHE;
 	}
+	/* The gate has no question to who has only read. */
+	if (!h->writes)
+		ret->open_flags |= OPEN_NOFLUSH;
 }

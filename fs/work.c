@@ -13,6 +13,7 @@
 
 #define MS INT64_C(1000000)
 #define QUIET_NS (300 * MS)         /* from the last close to the seal */
+#define TOGETHER_NS (64 * MS)       /* what is due within one of these is due at its end */
 #define RETRY_NS (10000 * MS)       /* after a seal that failed: a full disk, perhaps */
 #define TICK_NS (250 * MS)          /* of the housekeeper */
 #define BUSY_TICK_NS (50 * MS)      /* while transactions come fast */
@@ -75,7 +76,7 @@ static void swap(struct wfs_work_item *a, struct wfs_work_item *b)
 	*b = t;
 }
 
-static void push(struct wfs_work *w, uint64_t ino, int64_t due_ns)
+static void push(struct wfs_work *w, struct wfs_work_item item)
 {
 	size_t i = w->n;
 
@@ -88,14 +89,14 @@ static void push(struct wfs_work *w, uint64_t ino, int64_t due_ns)
 		w->heap = grown;
 		w->room = room;
 	}
-	w->heap[w->n++] = (struct wfs_work_item){ due_ns, ino };
+	w->heap[w->n++] = item;
 	for (; i > 0 && w->heap[i].due_ns < w->heap[(i - 1) / 2].due_ns; i = (i - 1) / 2)
 		swap(&w->heap[i], &w->heap[(i - 1) / 2]);
 }
 
-static uint64_t pop(struct wfs_work *w)
+static struct wfs_work_item pop(struct wfs_work *w)
 {
-	uint64_t ino = w->heap[0].ino;
+	struct wfs_work_item item = w->heap[0];
 	size_t i = 0;
 
 	w->heap[0] = w->heap[--w->n];
@@ -107,23 +108,27 @@ static uint64_t pop(struct wfs_work *w)
 		if (right < w->n && w->heap[right].due_ns < w->heap[least].due_ns)
 			least = right;
 		if (least == i)
-			return ino;
+			return item;
 		swap(&w->heap[i], &w->heap[least]);
 		i = least;
 	}
 }
 
-static void seal_at(struct wfs_work *w, uint64_t ino, int64_t due_ns)
+static void seal_at(struct wfs_work *w, struct wfs_work_item item)
 {
 	pthread_mutex_lock(&w->lock);
-	push(w, ino, due_ns);
-	pthread_cond_signal(&w->wake_sealer);
+	push(w, item);
+	/* Who waits for what was first until now goes on waiting for it. */
+	if (w->heap[0].due_ns == item.due_ns && w->heap[0].ino == item.ino)
+		pthread_cond_signal(&w->wake_sealer);
 	pthread_mutex_unlock(&w->lock);
 }
 
 void wfs_work_seal_later(struct wfs_work *w, uint64_t ino)
 {
-	seal_at(w, ino, now_ns() + QUIET_NS);
+	int64_t due_ns = (now_ns() + QUIET_NS + TOGETHER_NS) / TOGETHER_NS * TOGETHER_NS;
+
+	seal_at(w, (struct wfs_work_item){ .due_ns = due_ns, .ino = ino });
 }
 
 /* ---- sealing ---- */
@@ -143,14 +148,45 @@ static bool seal_one(struct wfs_work *w, uint64_t ino)
 	return ret == -EFBIG;
 }
 
+static void seal_alone(struct wfs_work *w, uint64_t ino)
+{
+	if (!seal_one(w, ino))
+		seal_at(w, (struct wfs_work_item){ now_ns() + RETRY_NS, ino, true });
+}
+
+/* What is small goes together; the rest is for whichever sealer has time. */
+static void seal_together(struct wfs_work *w, uint64_t *inos, size_t n)
+{
+	wfs_seal_small(w->store, inos, &n);
+	for (size_t i = 0; i < n; i++)
+		seal_at(w, (struct wfs_work_item){ now_ns(), inos[i], true });
+}
+
+/* Under lock, something is due: as much of it as one sealer takes at once. */
+static size_t take_due(struct wfs_work *w, uint64_t *inos, bool *ret_alone)
+{
+	int64_t now = now_ns();
+	size_t n = 0;
+
+	*ret_alone = w->heap[0].alone;
+	do
+		inos[n++] = pop(w).ino;
+	while (!*ret_alone && n < WFS_SEAL_AT_ONCE && w->n > 0 && w->heap[0].due_ns <= now &&
+		!w->heap[0].alone);
+	if (w->n > 0)
+		pthread_cond_signal(&w->wake_sealer); /* one of the others sees to it */
+	return n;
+}
+
 static void *sealer_main(void *ctx)
 {
 	struct wfs_work *w = ctx;
 
 	pthread_mutex_lock(&w->lock);
 	while (!w->stop) {
-		uint64_t ino;
-		bool done;
+		uint64_t inos[WFS_SEAL_AT_ONCE];
+		bool alone;
+		size_t n;
 
 		if (w->n == 0) {
 			pthread_cond_wait(&w->wake_sealer, &w->lock);
@@ -160,15 +196,32 @@ static void *sealer_main(void *ctx)
 			wait_until(w, &w->wake_sealer, w->heap[0].due_ns);
 			continue;
 		}
-		ino = pop(w);
+		n = take_due(w, inos, &alone);
 		pthread_mutex_unlock(&w->lock);
-		done = seal_one(w, ino);
-		if (!done)
-			seal_at(w, ino, now_ns() + RETRY_NS);
+		if (alone)
+			seal_alone(w, inos[0]);
+		else
+			seal_together(w, inos, n);
 		pthread_mutex_lock(&w->lock);
 	}
 	pthread_mutex_unlock(&w->lock);
 	return NULL;
+}
+
+/* How many of them are left, at the beginning of `inos`. */
+static size_t seal_small_ones(struct wfs_store *store, uint64_t *inos, size_t n)
+{
+	size_t left = 0;
+
+	for (size_t i = 0, part; i < n; i += part) {
+		size_t rest;
+
+		part = rest = WFS_MIN(n - i, (size_t)WFS_SEAL_AT_ONCE);
+		wfs_seal_small(store, inos + i, &rest);
+		memmove(inos + left, inos + i, rest * sizeof(*inos));
+		left += rest;
+	}
+	return left;
 }
 
 void wfs_work_seal_all(struct wfs_work *w)
@@ -179,6 +232,7 @@ void wfs_work_seal_all(struct wfs_work *w)
 
 	if (ret)
 		wfs_log(w->log, "the dirty files could not be listed: %s", strerror(-ret));
+	n = seal_small_ones(w->store, inos, n);
 	for (size_t i = 0; i < n; i++) {
 		/* Nobody is left who could be busy with it. */
 		if (wfs_seal(w->store, inos[i], NULL) != 0)

@@ -19,6 +19,7 @@
 struct wfs_work_item {
 	int64_t due_ns; /* CLOCK_MONOTONIC */
 	uint64_t ino;
+	bool alone;     /* it is not to be sealed together with others */
 };
 
 struct wfs_log;

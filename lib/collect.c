@@ -11,6 +11,7 @@
 #include "lib/store_priv.h"
 
 #define OBJECTS_AT_ONCE 1000 /* of a dead manifest, in one transaction */
+#define MANIFESTS_AT_ONCE 64 /* in one transaction */
 #define FILES_AT_ONCE 256    /* data files in one round */
 
 struct work {
@@ -28,20 +29,32 @@ bool wfs_collect_wanted(struct wfs_store *s)
 
 /* ---- dead manifests ---- */
 
-static int dismantle_some(struct wfs_store *s)
+/* 1: took apart one, or a part of one; 0: there is none; -errno. */
+static int dismantle_one(struct wfs_store *s)
 {
 	uint64_t id;
-	int found = wfs_db_begin(&s->db);
+	int found = wfs_db_number(&s->db, WFS_Q_MANIFEST_DEAD, &id, "");
 
-	if (found)
-		return found;
-	found = wfs_db_number(&s->db, WFS_Q_MANIFEST_DEAD, &id, "");
-	if (found > 0) {
+	if (found > 0)
 		found = wfs_manifest_dismantle(&s->db, id, OBJECTS_AT_ONCE);
-		if (found == 0)
-			found = 1; /* there may be another */
+	else
+		return found;
+	return found < 0 ? found : 1;
+}
+
+/* In one transaction, until somebody else wants to make one. 1 if there may be more. */
+static int dismantle_some(struct wfs_store *s)
+{
+	int more = wfs_db_begin(&s->db);
+
+	if (more)
+		return more;
+	for (unsigned n = 0; n < MANIFESTS_AT_ONCE; n++) {
+		more = dismantle_one(s);
+		if (more <= 0 || wfs_db_is_wanted(&s->db))
+			break;
 	}
-	return wfs_db_end(&s->db, found);
+	return wfs_db_end(&s->db, more);
 }
 
 static int dismantle_all(struct wfs_store *s)

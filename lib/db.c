@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 
 #include "lib/db_uri.h"
+#include "lib/wal_file.h"
 
 #include "schema_sql.h"
 
@@ -200,17 +201,72 @@ int wfs_db_changes(struct wfs_db *db)
 
 /* ---- transactions ---- */
 
-static int begin(struct wfs_db *db, const char *sql)
+/*
+ * A query that is left at its first row. While it is, SQLite keeps the lock of
+ * this connection's view of the log, which follows what the connection itself
+ * commits; each transaction and each query outside of one would take it anew,
+ * with half a dozen system calls. The log cannot be moved meanwhile.
+ */
+static void hold_view(struct wfs_db *db)
+{
+	sqlite3_stmt *stmt = NULL;
+
+	if (db->read_only || db->holds_view || get_stmt(db, WFS_Q_VIEW, &stmt) != 0)
+		return;
+	db->holds_view = sqlite3_step(stmt) == SQLITE_ROW;
+	if (!db->holds_view)
+		sqlite3_reset(stmt);
+}
+
+static void drop_view(struct wfs_db *db)
+{
+	if (db->holds_view)
+		sqlite3_reset(db->stmts[WFS_Q_VIEW]);
+	db->holds_view = false;
+}
+
+/* A statement without parameters and rows. An SQLite result code; for what fails as a whole, SQLITE_ERROR. */
+static int step_once(struct wfs_db *db, enum wfs_query q)
+{
+	sqlite3_stmt *stmt = NULL;
+	int code;
+
+	if (get_stmt(db, q, &stmt) != 0)
+		return SQLITE_ERROR;
+	sqlite3_step(stmt);
+	code = sqlite3_reset(stmt);
+	return code;
+}
+
+static void take_lock(struct wfs_db *db)
+{
+	atomic_fetch_add(&db->waiting, 1);
+	pthread_mutex_lock(&db->lock);
+	atomic_fetch_sub(&db->waiting, 1);
+}
+
+bool wfs_db_is_wanted(struct wfs_db *db)
+{
+	return atomic_load(&db->waiting) > 0;
+}
+
+static int begin(struct wfs_db *db, enum wfs_query q)
 {
 	int code;
 
-	pthread_mutex_lock(&db->lock);
-	code = sqlite3_exec(db->handle, sql, NULL, NULL, NULL);
+	take_lock(db);
+	hold_view(db);
+	code = step_once(db, q);
+	/* Another process has written, which none should: the view is of before. */
+	if ((code & 0xff) == SQLITE_BUSY && db->holds_view) {
+		drop_view(db);
+		code = step_once(db, q);
+	}
 	if (code == SQLITE_OK) {
 		db->in_transaction = true;
 		return 0;
 	}
-	code = wfs_db_error(db, code, sql);
+	code = wfs_db_error(db, code, wfs_query_sql(q));
 	pthread_mutex_unlock(&db->lock);
 	return code;
 }
@@ -236,25 +292,28 @@ int wfs_db_begin(struct wfs_db *db)
 	if (atomic_load(&db->is_lost))
 		return -EIO;
 	bound_log(db);
-	return begin(db, "BEGIN IMMEDIATE");
+	return begin(db, WFS_Q_BEGIN);
 }
 
 int wfs_db_begin_read(struct wfs_db *db)
 {
 	/* The only writer is this process, and it holds the lock. */
 	if (!db->read_only) {
-		pthread_mutex_lock(&db->lock);
+		take_lock(db);
+		hold_view(db);
 		return 0;
 	}
-	return begin(db, "BEGIN");
+	return begin(db, WFS_Q_BEGIN_READ);
 }
 
 int wfs_db_end(struct wfs_db *db, int ret)
 {
 	int code = SQLITE_OK;
 
+	if (db->is_broken && ret >= 0)
+		ret = -EIO;
 	if (db->in_transaction && ret >= 0) {
-		code = sqlite3_exec(db->handle, "COMMIT", NULL, NULL, NULL);
+		code = step_once(db, WFS_Q_COMMIT);
 		if (code == SQLITE_OK)
 			db->commits++;
 		else
@@ -262,9 +321,26 @@ int wfs_db_end(struct wfs_db *db, int ret)
 	}
 	/* SQLite rolls back by itself after some errors. */
 	if (db->in_transaction && ret < 0 && !sqlite3_get_autocommit(db->handle))
-		sqlite3_exec(db->handle, "ROLLBACK", NULL, NULL, NULL);
+		step_once(db, WFS_Q_ROLLBACK);
 	db->in_transaction = false;
+	db->is_broken = false;
 	pthread_mutex_unlock(&db->lock);
+	return ret;
+}
+
+int wfs_db_begin_part(struct wfs_db *db)
+{
+	int code = step_once(db, WFS_Q_PART);
+
+	return code == SQLITE_OK ? 0 : wfs_db_error(db, code, wfs_query_sql(WFS_Q_PART));
+}
+
+int wfs_db_end_part(struct wfs_db *db, int ret)
+{
+	if (ret < 0 && step_once(db, WFS_Q_PART_UNDO) != SQLITE_OK)
+		db->is_broken = true;
+	if (step_once(db, WFS_Q_PART_END) != SQLITE_OK)
+		db->is_broken = true;
 	return ret;
 }
 
@@ -300,6 +376,7 @@ int wfs_db_checkpoint(struct wfs_db *db, int min_pages)
 
 	pthread_mutex_lock(&db->lock);
 	if (db->wal_pages >= min_pages) {
+		drop_view(db);
 		code = sqlite3_wal_checkpoint_v2(db->handle, NULL, SQLITE_CHECKPOINT_PASSIVE, &pages,
 			&moved);
 		if (code == SQLITE_OK && moved == pages)
@@ -332,6 +409,7 @@ int wfs_db_tidy(struct wfs_db *db)
 	int code;
 
 	pthread_mutex_lock(&db->lock);
+	drop_view(db);
 	code = pragma_number(db->handle, "PRAGMA freelist_count", &unused);
 	if (code == SQLITE_OK && unused > SPARE_PAGES) {
 		char sql[64];
@@ -444,7 +522,7 @@ static int open_handle(struct wfs_db *db, bool create)
 		flags |= SQLITE_OPEN_READWRITE | (create ? SQLITE_OPEN_CREATE : 0);
 	else
 		flags |= SQLITE_OPEN_READONLY;
-	code = sqlite3_open_v2(db->path, &db->handle, flags, NULL);
+	code = sqlite3_open_v2(db->path, &db->handle, flags, db->read_only ? NULL : wfs_wal_vfs());
 	if (code != SQLITE_OK || !db->read_only)
 		return code;
 	code = sqlite3_exec(db->handle, "SELECT 1 FROM sqlite_schema", NULL, NULL, NULL);
@@ -581,7 +659,9 @@ int wfs_db_open(struct wfs_db *db, const char *dir, bool read_only, bool create,
 	log_is_moved(db);
 	db->synced = 0;
 	db->in_transaction = false;
+	db->holds_view = db->is_broken = false;
 	atomic_init(&db->is_lost, false);
+	atomic_init(&db->waiting, 0);
 	db->read_only = read_only;
 	db->wal_fd = -1;
 	pthread_mutex_init(&db->lock, NULL);

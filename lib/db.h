@@ -41,6 +41,8 @@ struct wfs_db {
 	int wal_pages;    /* in the log since it was last moved to the database file */
 	int bound_pages;  /* of the log: the next transaction moves it first; see WFS_DB_LOG_BOUND */
 	bool in_transaction;
+	bool is_broken;   /* the transaction cannot be committed */
+	bool holds_view;  /* WFS_Q_VIEW is at its first row */
 	/* constant after open */
 	bool read_only;
 	bool was_clean; /* before this open: an orderly unmount was the last thing */
@@ -54,6 +56,7 @@ struct wfs_db {
 	pthread_mutex_t sync_lock;
 	uint64_t synced; /* value of commits that is known to be durable */
 	/* under no lock */
+	atomic_uint waiting; /* threads that want the lock; see wfs_db_is_wanted */
 	atomic_bool is_lost; /* the file was removed: transactions that write fail with EIO */
 };
 
@@ -79,6 +82,9 @@ void wfs_db_close(struct wfs_db *db);
 int wfs_db_migrate(sqlite3 *handle, unsigned have, unsigned want,
 	const struct wfs_db_migration *steps, size_t n, struct wfs_err *err);
 
+/* Does another thread wait for the lock? Work in the background then ends its transaction soon. */
+bool wfs_db_is_wanted(struct wfs_db *db);
+
 /* Take the lock and begin a transaction that writes. On error nothing is held. */
 int wfs_db_begin(struct wfs_db *db) WFS_WARN_UNUSED;
 /* Take the lock to read one committed state. */
@@ -88,6 +94,13 @@ int wfs_db_begin_read(struct wfs_db *db) WFS_WARN_UNUSED;
  * roll back; release the lock. Returns ret, or the error of the commit.
  */
 int wfs_db_end(struct wfs_db *db, int ret) WFS_WARN_UNUSED;
+
+/*
+ * A part of a transaction that can be undone alone: end keeps it if ret is 0 (or
+ * positive), else undoes it, and returns ret. Where that cannot be done, wfs_db_end fails.
+ */
+int wfs_db_begin_part(struct wfs_db *db) WFS_WARN_UNUSED;
+int wfs_db_end_part(struct wfs_db *db, int ret);
 
 /*
  * Bind and run. `types` has one letter for each parameter:

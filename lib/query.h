@@ -12,6 +12,15 @@
 	"i.ctime_ns, i.btime_ns, i.manifest, i.data_file, i.verdict"
 
 #define WFS_QUERIES(Q)                                                                             \
+	/* transactions, and the connection's view of the log: lib/db.c */                         \
+	Q(BEGIN, "BEGIN IMMEDIATE")                                                                \
+	Q(BEGIN_READ, "BEGIN")                                                                     \
+	Q(COMMIT, "COMMIT")                                                                        \
+	Q(ROLLBACK, "ROLLBACK")                                                                    \
+	Q(PART, "SAVEPOINT part")                                                                  \
+	Q(PART_END, "RELEASE part")                                                                \
+	Q(PART_UNDO, "ROLLBACK TO part")                                                           \
+	Q(VIEW, "SELECT 1 FROM meta")                                                              \
 	/* meta */                                                                                 \
 	Q(META_GET, "SELECT value FROM meta WHERE key = ?")                                        \
 	Q(META_SET, "INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)")                      \

@@ -8,17 +8,10 @@
 #include "lib/manifest.h"
 #include "lib/object.h"
 #include "lib/reserve.h"
-#include "lib/seal_plan.h"
+#include "lib/seal_priv.h"
 
 /* How often the objects that were found may be gone by the time of the transaction. */
 #define MAX_TRIES 20
-
-/* What becomes of the staging file. */
-enum fate {
-	KEEP_WHOLE, /* all of it is new: it is the pack as it stands */
-	KEEP_PART,  /* the pack of some; the rest is punched out */
-	INTO_DB,    /* nothing is left but what the database takes */
-};
 
 static uint64_t count_fresh(const struct wfs_plan *p)
 {
@@ -30,15 +23,15 @@ static uint64_t count_fresh(const struct wfs_plan *p)
 	return fresh;
 }
 
-static enum fate choose_fate(const struct wfs_plan *p)
+static enum wfs_fate choose_fate(const struct wfs_plan *p)
 {
 	uint64_t fresh = count_fresh(p);
 
 	if (p->size <= WFS_SMALL_FILE)
-		return INTO_DB;
+		return WFS_FATE_DB;
 	if (fresh == p->size)
-		return KEEP_WHOLE;
-	return fresh <= WFS_SMALL_REST ? INTO_DB : KEEP_PART;
+		return WFS_FATE_WHOLE;
+	return fresh <= WFS_SMALL_REST ? WFS_FATE_DB : WFS_FATE_PART;
 }
 
 /* ---- the transaction ---- */
@@ -102,14 +95,14 @@ static int insert_objects(struct wfs_plan *p, bool into_db, uint64_t *ids)
 	return ret;
 }
 
-static int settle_data_file(struct wfs_db *db, uint64_t id, enum fate fate)
+static int settle_data_file(struct wfs_db *db, uint64_t id, enum wfs_fate fate)
 {
 	int ret;
 
-	if (fate == INTO_DB)
+	if (fate == WFS_FATE_DB)
 		return wfs_db_run(db, WFS_Q_DATA_STATE, "ii", (uint64_t)WFS_DATA_DOOMED, id);
 	ret = wfs_db_run(db, WFS_Q_DATA_STATE, "ii", (uint64_t)WFS_DATA_PACK, id);
-	if (ret == 0 && fate == KEEP_PART)
+	if (ret == 0 && fate == WFS_FATE_PART)
 		ret = wfs_db_run(db, WFS_Q_DATA_HOLED, "i", id);
 	return ret;
 }
@@ -131,13 +124,14 @@ static int seal_inode(struct wfs_store *s, uint64_t ino, uint64_t data_file, uin
 		a.ctime_ns, ino);
 }
 
-static int record(struct wfs_plan *p, enum fate fate, uint64_t *ids, struct wfs_content **ret)
+int wfs_seal_record(struct wfs_plan *p, enum wfs_fate fate, uint64_t *ids,
+	struct wfs_content **ret)
 {
 	struct wfs_store *s = p->file->store;
 	uint64_t data_file = p->content->staging->id;
 	uint64_t manifest;
 	bool shared;
-	int err = insert_objects(p, fate == INTO_DB, ids);
+	int err = insert_objects(p, fate == WFS_FATE_DB, ids);
 
 	if (!err)
 		err = wfs_manifest_put(&s->db, ids, p->n, p->size, &manifest, &shared);
@@ -148,21 +142,21 @@ static int record(struct wfs_plan *p, enum fate fate, uint64_t *ids, struct wfs_
 	return err ? err : wfs_content_load(&s->db, &s->datafiles, manifest, ret);
 }
 
-static int record_empty(struct wfs_file *f, struct wfs_content *staging, struct wfs_content **ret)
+int wfs_seal_record_empty(struct wfs_file *f, struct wfs_content *staging,
+	struct wfs_content **ret)
 {
 	struct wfs_store *s = f->store;
 	int err = seal_inode(s, f->ino, staging->staging->id, 0, 0);
 
 	if (!err)
-		err = settle_data_file(&s->db, staging->staging->id, INTO_DB);
+		err = settle_data_file(&s->db, staging->staging->id, WFS_FATE_DB);
 	if (err)
 		return err;
 	*ret = wfs_content_new_empty(&s->datafiles);
 	return *ret ? 0 : -ENOMEM;
 }
 
-/* f->lock is held: no writer can come between this and the transaction. */
-static bool may_commit(const struct wfs_file *f, const struct wfs_content *staging)
+bool wfs_seal_may_commit(const struct wfs_file *f, const struct wfs_content *staging)
 {
 	return f->writers == 0 && !f->changing && !atomic_load(&f->stop_seal) &&
 	       f->content == staging;
@@ -173,17 +167,17 @@ static bool may_commit(const struct wfs_file *f, const struct wfs_content *stagi
  * the file has its sealed content.
  */
 static int commit(struct wfs_file *f, struct wfs_content *staging, struct wfs_plan *p,
-	enum fate fate, uint64_t *ids)
+	enum wfs_fate fate, uint64_t *ids)
 {
 	struct wfs_store *s = f->store;
 	struct wfs_content *sealed = NULL;
 	int ret;
 
 	pthread_mutex_lock(&f->lock);
-	ret = may_commit(f, staging) ? wfs_db_begin(&s->db) : -EBUSY;
+	ret = wfs_seal_may_commit(f, staging) ? wfs_db_begin(&s->db) : -EBUSY;
 	if (ret == 0)
-		ret = wfs_db_end(&s->db, p ? record(p, fate, ids, &sealed)
-					   : record_empty(f, staging, &sealed));
+		ret = wfs_db_end(&s->db, p ? wfs_seal_record(p, fate, ids, &sealed)
+					   : wfs_seal_record_empty(f, staging, &sealed));
 	if (ret == 0)
 		f->content = sealed;
 	pthread_mutex_unlock(&f->lock);
@@ -196,12 +190,12 @@ static int commit(struct wfs_file *f, struct wfs_content *staging, struct wfs_pl
 
 /* ---- the whole ---- */
 
-static void log_sealed(const struct wfs_plan *p, enum fate fate)
+void wfs_seal_log(const struct wfs_plan *p, enum wfs_fate fate)
 {
 	static const char *const where[] = {
-		[KEEP_WHOLE] = "a data file",
-		[KEEP_PART] = "part of a data file",
-		[INTO_DB] = "the database",
+		[WFS_FATE_WHOLE] = "a data file",
+		[WFS_FATE_PART] = "part of a data file",
+		[WFS_FATE_DB] = "the database",
 	};
 	struct wfs_store *s = p->file->store;
 	WFS_AUTO_FREE char *path = NULL;
@@ -223,19 +217,19 @@ static int seal_plan(struct wfs_file *f, struct wfs_plan *p)
 	if (!ids)
 		return -ENOMEM;
 	for (unsigned tries = 0; tries < MAX_TRIES; tries++) {
-		enum fate fate;
+		enum wfs_fate fate;
 
 		ret = wfs_plan_match(p);
 		if (ret)
 			return ret;
 		fate = choose_fate(p);
 		/* Sealed means that the bytes are on the disk. */
-		if (fate != INTO_DB)
+		if (fate != WFS_FATE_DB)
 			ret = wfs_datafile_sync(&f->store->datafiles, p->content->staging);
 		if (ret == 0)
 			ret = commit(f, p->content, p, fate, ids);
 		if (ret == 0)
-			log_sealed(p, fate);
+			wfs_seal_log(p, fate);
 		if (ret != -ESTALE)
 			return ret;
 	}
@@ -255,21 +249,28 @@ static int check_holes(struct wfs_store *s, struct wfs_content *staging, uint64_
 	return *ret_size > held && *ret_size - held > WFS_MAX_HOLES ? -EFBIG : 0;
 }
 
-static int seal_staging(struct wfs_file *f, struct wfs_content *staging)
+int wfs_seal_check(struct wfs_file *f, struct wfs_content *staging, uint64_t *ret_size)
 {
-	struct wfs_plan plan;
-	uint64_t size;
-	int ret = check_holes(f->store, staging, &size);
+	int ret = check_holes(f->store, staging, ret_size);
 
-	/* A mapping that outlived its handle could still change what is hashed here. */
+	/* A mapping that outlived its handle could still change what is hashed. */
 	if (!ret && atomic_load(&f->store->is_direct))
 		ret = wfs_datafile_freeze(&f->store->datafiles, staging->staging);
 	if (ret)
 		return ret == -EBUSY ? -ETXTBSY : ret;
-	if (!wfs_reserve_is_safe(f->store))
-		return -ENOSPC;
+	return wfs_reserve_is_safe(f->store) ? 0 : -ENOSPC;
+}
+
+static int seal_staging(struct wfs_file *f, struct wfs_content *staging)
+{
+	struct wfs_plan plan;
+	uint64_t size;
+	int ret = wfs_seal_check(f, staging, &size);
+
+	if (ret)
+		return ret;
 	if (size == 0)
-		return commit(f, staging, NULL, INTO_DB, NULL);
+		return commit(f, staging, NULL, WFS_FATE_DB, NULL);
 	ret = wfs_plan_split(&plan, f, staging, size);
 	if (ret == 0)
 		ret = seal_plan(f, &plan);
@@ -277,8 +278,7 @@ static int seal_staging(struct wfs_file *f, struct wfs_content *staging)
 	return ret;
 }
 
-/* 1: sealing is ours now; 0: nothing to seal; -EBUSY. */
-static int begin_seal(struct wfs_file *f, struct wfs_content **ret)
+int wfs_seal_begin(struct wfs_file *f, struct wfs_content **ret)
 {
 	int begun = 0;
 
@@ -295,23 +295,23 @@ static int begin_seal(struct wfs_file *f, struct wfs_content **ret)
 	return begun;
 }
 
-static void end_seal(struct wfs_file *f)
+void wfs_seal_end(struct wfs_file *f, struct wfs_content *staging)
 {
 	pthread_mutex_lock(&f->lock);
 	f->sealing = false;
 	pthread_mutex_unlock(&f->lock);
+	wfs_content_unref(staging);
 }
 
 static int seal_file(struct wfs_file *f)
 {
 	struct wfs_content *staging;
-	int ret = begin_seal(f, &staging);
+	int ret = wfs_seal_begin(f, &staging);
 
 	if (ret <= 0)
 		return ret;
 	ret = seal_staging(f, staging);
-	end_seal(f);
-	wfs_content_unref(staging);
+	wfs_seal_end(f, staging);
 	if (ret == 0)
 		atomic_store(&f->store->collect_wanted, true);
 	return ret == -ENOENT ? 0 : ret; /* unlinked and dropped meanwhile */

@@ -34,6 +34,15 @@
  */
 int wfs_seal(struct wfs_store *s, uint64_t ino, struct wfs_err *err);
 
+#define WFS_SEAL_AT_ONCE 64 /* small files in one transaction, at most */
+
+/*
+ * Seal those of up to WFS_SEAL_AT_ONCE inodes that are small files, with few
+ * transactions. What is sealed now, or was, or is gone, is taken out of `inos`; *n is
+ * what is left there: larger, in use or in trouble, all for wfs_seal.
+ */
+void wfs_seal_small(struct wfs_store *s, uint64_t *inos, size_t *n);
+
 /* Inodes that are dirty now, in order; the caller frees *ret. */
 int wfs_seal_list(struct wfs_store *s, uint64_t **ret, size_t *ret_n);
 

@@ -58,8 +58,8 @@ int wfs_plan_split(struct wfs_plan *p, struct wfs_file *f, struct wfs_content *c
 	p->file = f;
 	p->content = wfs_content_ref(content);
 	p->size = size;
-	p->buf = malloc(WFS_PLAN_BUFFER);
-	p->buf2 = malloc(WFS_PLAN_BUFFER);
+	p->buf = malloc(WFS_MIN(size, WFS_PLAN_BUFFER));
+	p->buf2 = malloc(WFS_MIN(size, WFS_PLAN_BUFFER));
 	if (!p->buf || !p->buf2)
 		return -ENOMEM;
 	ret = wfs_file_header(f, &header, &st, NULL);

@@ -29,7 +29,7 @@ struct wfs_plan {
 	uint64_t size;               /* bytes */
 	size_t n;
 	struct wfs_plan_piece *pieces; /* in file order, covering 0..size */
-	uint8_t *buf, *buf2;           /* WFS_PLAN_BUFFER bytes each */
+	uint8_t *buf, *buf2;           /* WFS_PLAN_BUFFER bytes each, or the size if that is less */
 };
 
 #define WFS_PLAN_BUFFER ((size_t)1 << 20)
