@@ -122,8 +122,7 @@ static int find_mountpoint(struct wfs_driver *d, struct wfs_err *err)
 	const char *name = d->options->mountpoint;
 	struct stat st;
 
-	/* ENOTCONN: a FUSE mount whose driver was killed. Nothing can come of it any more. */
-	if (stat(name, &st) != 0 && errno == ENOTCONN) {
+	if (wfs_is_dead_mount(name)) {
 		if (wfs_detach(name) != 0)
 			return wfs_err_set(err, -ENOTCONN, "mountpoint-dead", WFS_NO_OFFSET,
 				"%s is a mount whose driver is gone, and cannot be detached", name);

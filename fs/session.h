@@ -42,4 +42,10 @@ struct wfs_mount_options {
 int wfs_session_run(const struct wfs_mount_options *options,
 	void (*report)(const struct wfs_err *err));
 
+/*
+ * Is a FUSE mount at `path` whose driver is gone, so that nothing can come of it any
+ * more? Asks it, and so waits for a driver that lives.
+ */
+bool wfs_is_dead_mount(const char *path);
+
 #endif

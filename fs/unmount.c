@@ -101,3 +101,12 @@ void wfs_signal_thread_stop(pthread_t thread)
 	pthread_cancel(thread); /* in sigwait, unless it is ending the mount itself */
 	pthread_join(thread, NULL);
 }
+
+bool wfs_is_dead_mount(const char *path)
+{
+	struct statx st;
+
+	/* What the kernel remembers of the root it would tell for a dead driver, too. */
+	return statx(AT_FDCWD, path, AT_STATX_FORCE_SYNC, STATX_BASIC_STATS, &st) != 0 &&
+	       (errno == ENOTCONN || errno == ECONNABORTED);
+}

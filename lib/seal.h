@@ -34,7 +34,7 @@
  */
 int wfs_seal(struct wfs_store *s, uint64_t ino, struct wfs_err *err);
 
-#define WFS_SEAL_AT_ONCE 64 /* small files in one transaction, at most */
+#define WFS_SEAL_AT_ONCE 32 /* small files in one transaction, at most */
 
 /*
  * Seal those of up to WFS_SEAL_AT_ONCE inodes that are small files, with few

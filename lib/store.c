@@ -429,6 +429,13 @@ bool wfs_store_is_locked(const char *path, int *ret_pid)
 	return true;
 }
 
+bool wfs_store_is_left(const char *path)
+{
+	int pid;
+
+	return !wfs_store_is_locked(path, &pid) || holder_is_gone(pid);
+}
+
 /* ---- open and close ---- */
 
 static int has_database(struct wfs_store *s, bool *ret)

@@ -185,6 +185,8 @@ void wfs_store_say_ending(struct wfs_store *s);
 
 /* True if a process (maybe this one) has the store at `path` open for writing; *ret_pid 0 if unknown. */
 bool wfs_store_is_locked(const char *path, int *ret_pid);
+/* False while a process that lives has it open for writing; one that was killed may still hold its lock. */
+bool wfs_store_is_left(const char *path);
 /* Did the process that has the store, or had it last, say that it is ending (wfs_store_say_ending)? */
 bool wfs_store_is_ending(const char *path);
 

@@ -8,6 +8,7 @@
 
 #include "fs/session.h"
 #include "lib/size_text.h"
+#include "lib/store.h"
 #include "tools/command.h"
 #include "tools/target.h"
 #include "tools/ui.h"
@@ -173,12 +174,10 @@ static int parse_arguments(const struct command *self, int argc, char **argv,
 	return 1;
 }
 
-/* A mount whose driver was killed answers nothing else; the new driver detaches it. */
-static bool is_dead(const char *path)
+/* A mount whose driver was killed; the new driver detaches it. Of one that lives, stopped perhaps, nothing is asked. */
+static bool is_dead(const struct target_mount *mount)
 {
-	struct stat st;
-
-	return stat(path, &st) != 0 && errno == ENOTCONN;
+	return wfs_store_is_left(mount->source) && wfs_is_dead_mount(mount->mountpoint);
 }
 
 /*
@@ -196,7 +195,7 @@ static int check_not_mounted(const char *dir)
 		return 1;
 	mount = target_mounts_of_path(&mounts, path);
 	if (mount && !strcmp(mount->fstype, TARGET_FSTYPE) && !strcmp(mount->mountpoint, path) &&
-		!is_dead(path))
+		!is_dead(mount))
 		ret = ui_error("unmount it first: weightfs umount DIR",
 			"%s: store %s is mounted here already", dir, mount->source);
 	target_mounts_release(&mounts);
