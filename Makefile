@@ -16,13 +16,14 @@ SAMPLE_SRC := $(wildcard tools/sample_*.c) tools/ui.c
 UNIT_SRC := $(wildcard tests/unit/test_*.c)
 UNIT_SUPPORT := $(wildcard tests/unit/support.c)
 VERDICT_SRC := $(wildcard tests/unit/verdict_cli.c)
-BENCH_SRC := tests/bench/worker.c
+BENCH_SRC := $(wildcard tests/bench/*.c)
 ALL_SRC := $(LIB_SRC) $(PROG_SRC) $(SAMPLE_SRC) $(UNIT_SRC) $(UNIT_SUPPORT) $(VERDICT_SRC) $(BENCH_SRC)
 
 obj = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
 LIB := $(BUILD)/libweightfs.a
 UNIT_BIN := $(patsubst tests/unit/%.c,$(BUILD)/tests/%,$(UNIT_SRC))
 VERDICT_BIN := $(patsubst tests/unit/%.c,$(BUILD)/tests/%,$(VERDICT_SRC))
+BENCH_BIN := $(addprefix $(BUILD)/bench-,worker probe store)
 SCHEMA_H := $(BUILD)/gen/schema_sql.h
 VENV := build/venv
 
@@ -103,10 +104,13 @@ test-all: ## check, test, test-long, asan and tsan, one after the other
 	@$(MAKE) --no-print-directory asan
 	@$(MAKE) --no-print-directory tsan
 
-bench: ## time weightfs against the disk and bindfs (BENCH_ARGS: see tests/bench/bench.py --help)
-	@sh tools/setup.sh test
-	@$(MAKE) --no-print-directory all '$(BUILD)/bench-worker'
-	@WEIGHTFS_BUILD='$(BUILD)' python3 tests/bench/bench.py $(BENCH_ARGS)
+bench: ## time weightfs against the disk, bindfs and backup programs (BENCH_ARGS: see tests/bench/bench.py)
+	@sh tools/setup.sh bench
+	@$(MAKE) --no-print-directory all bench-programs
+	@WEIGHTFS_BUILD='$(BUILD)' '$(VENV)/bin/python' tests/bench/bench.py --write $(BENCH_ARGS)
+
+.PHONY: bench-programs
+bench-programs: $(BENCH_BIN)
 
 asan: ## all tests on a build with address and undefined behaviour sanitizers
 	@sh tools/setup.sh test
@@ -142,14 +146,14 @@ install: all ## install into DESTDIR/PREFIX
 clean: ## remove what was built (the Python environment stays)
 	@sh tools/demo.sh stop
 	rm -rf build/demo build/asan build/tsan build/cppcheck $(addprefix $(BUILD)/,obj gen tests flags sources \
-		weightfs libweightfs.a sample-model)
+		weightfs libweightfs.a sample-model bench-worker bench-probe bench-store)
 
 distclean: clean ## remove build/ altogether
 	rm -rf build
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
-	@echo '  Variables: BUILD PREFIX DESTDIR CC CFLAGS LDFLAGS DEVELOPER=1 V=1 MODEL PYTEST_ARGS'
+	@echo '  Variables: BUILD PREFIX DESTDIR CC CFLAGS LDFLAGS DEVELOPER=1 V=1 MODEL PYTEST_ARGS BENCH_ARGS'
 
 # ---- rules ----
 
@@ -195,7 +199,13 @@ $(UNIT_BIN): $(BUILD)/tests/%: $(BUILD)/obj/tests/unit/%.o $(call obj,$(UNIT_SUP
 $(VERDICT_BIN): $(BUILD)/tests/%: $(BUILD)/obj/tests/unit/%.o $(LIB)
 	$(call say,LD,$@)mkdir -p $(@D) && $(LINK) -o $@ $^ $(PKG_LIBS)
 
-$(BUILD)/bench-worker: $(call obj,$(BENCH_SRC))
+$(BUILD)/bench-worker: $(call obj,tests/bench/worker.c)
+	$(call say,LD,$@)$(LINK) -o $@ $^ $(PKG_LIBS)
+
+$(BUILD)/bench-probe: $(call obj,tests/bench/probe.c)
 	$(call say,LD,$@)$(LINK) -o $@ $^
+
+$(BUILD)/bench-store: $(call obj,tests/bench/build_store.c) $(LIB)
+	$(call say,LD,$@)$(LINK) -o $@ $^ $(PKG_LIBS)
 
 -include $(patsubst %.o,%.d,$(call obj,$(ALL_SRC)))

@@ -7,82 +7,27 @@
  *     bench-worker write FILE BLOCK SIZE      SIZE bytes that do not repeat, in writes of BLOCK bytes, to close(2)
  *     bench-worker create|stat|open|remove DIR COUNT   small files, in 20 directories
  *     bench-worker faults FILE THREADS        as map, in single pages in a random order
+ *     bench-worker hash BLOCK SIZE            XXH3-128 of SIZE bytes of memory, in pieces of BLOCK bytes
+ *     bench-worker shards DIR COUNT SIZE      COUNT new shards of SIZE bytes in all, of bytes that are nowhere else
  *
- * Prints the seconds that the work took, without the start of the process.
+ * Prints the seconds that the work took, without the start of the process; of `shards` the time
+ * (CLOCK_MONOTONIC) when the last was closed: they are written and on the disk before the first is.
  */
-#include <err.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <pthread.h>
 #include <stdbool.h>
-#include <stdint.h>
 #include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
-#include <time.h>
-#include <unistd.h>
+
+#include <xxhash.h>
+
+#include "tests/bench/common.h"
 
 #define DIRECTORIES 20
 #define SMALL 2000 /* bytes of a small file */
-#define PAGE 4096
-
-static double now(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
-}
-
-static uint64_t next_random(uint64_t *state)
-{
-	*state += UINT64_C(0x9e3779b97f4a7c15);
-	uint64_t z = *state;
-
-	z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
-	z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
-	return z ^ (z >> 31);
-}
-
-static uint64_t number(const char *text)
-{
-	char *end;
-	uint64_t n = strtoull(text, &end, 10);
-
-	if (*end || n == 0)
-		errx(2, "%s: not a number above 0", text);
-	return n;
-}
-
-static int open_or_die(const char *path, int flags)
-{
-	int fd = open(path, flags | O_CLOEXEC, 0644);
-
-	if (fd < 0)
-		err(1, "%s", path);
-	return fd;
-}
-
-static uint64_t size_of(int fd)
-{
-	struct stat st;
-
-	if (fstat(fd, &st) != 0)
-		err(1, "fstat");
-	return (uint64_t)st.st_size;
-}
-
-static void *block_of(size_t size)
-{
-	void *p;
-
-	if (posix_memalign(&p, PAGE, size) != 0)
-		errx(1, "no memory");
-	memset(p, 1, size);
-	return p;
-}
+#define BLOCK (1u << 20)
+#define TENSORS 64 /* in a shard */
+#define MAX_SHARDS 256
 
 /* ---- one large file ---- */
 
@@ -169,6 +114,78 @@ static void work_map(const char *path, size_t threads, bool shuffled)
 	munmap(map, size);
 }
 
+/* ---- hashing ---- */
+
+/* From memory, as the bytes of a file in the page cache are: more of it than fits in a processor's caches. */
+static void work_hash(size_t block, uint64_t size)
+{
+	size_t room = size < (UINT64_C(1) << 28) ? (size_t)size : (size_t)1 << 28;
+	unsigned char *memory = block_of(room);
+	XXH3_state_t *state = XXH3_createState();
+	double begin;
+	uint64_t done = 0;
+
+	if (!state || block > room)
+		errx(1, "no memory, or more of a block than there is");
+	XXH3_128bits_reset(state);
+	begin = now();
+	for (size_t at = 0; done < size; done += block, at = at + 2 * block <= room ? at + block : 0)
+		XXH3_128bits_update(state, memory + at, block);
+	printf("%.6f\n", now() - begin);
+	if (XXH3_128bits_digest(state).low64 == 0)
+		warnx("a digest of 0");
+	XXH3_freeState(state);
+	free(memory);
+}
+
+static int write_shard(const char *path, uint64_t size, uint64_t *state)
+{
+	uint64_t each = size / TENSORS, header, *block = block_of(BLOCK);
+	char text[16384];
+	int n = snprintf(text, sizeof(text), "{"), fd = open_or_die(path, O_WRONLY | O_CREAT | O_EXCL);
+
+	for (unsigned i = 0; i < TENSORS; i++)
+		n += snprintf(text + n, sizeof(text) - (size_t)n,
+			"%s\"t%u\":{\"dtype\":\"U8\",\"shape\":[%llu],\"data_offsets\":[%llu,%llu]}",
+			i ? "," : "", i, (unsigned long long)each, (unsigned long long)(i * each),
+			(unsigned long long)((i + 1) * each));
+	n += snprintf(text + n, sizeof(text) - (size_t)n, "}");
+	while (n % 8 != 0)
+		text[n++] = ' ';
+	header = (uint64_t)n; /* little endian, as every processor that this runs on */
+	write_or_die(fd, &header, sizeof(header));
+	write_or_die(fd, text, header);
+	for (uint64_t done = 0; done < each * TENSORS; done += BLOCK) {
+		uint64_t rest = each * TENSORS - done;
+
+		for (size_t i = 0; i < BLOCK / 8; i += PAGE / 8)
+			block[i] = next_random(state);
+		write_or_die(fd, block, rest < BLOCK ? (size_t)rest : BLOCK);
+	}
+	free(block);
+	return fd;
+}
+
+static void work_shards(const char *directory, uint64_t count, uint64_t size)
+{
+	uint64_t state = ((uint64_t)getpid() << 32) ^ (uint64_t)(now() * 1e6);
+	int fds[MAX_SHARDS];
+	char path[4096];
+
+	if (count > MAX_SHARDS)
+		errx(2, "at most %u shards", MAX_SHARDS);
+	for (uint64_t i = 0; i < count; i++) {
+		snprintf(path, sizeof(path), "%s/%llu.safetensors", directory, (unsigned long long)i);
+		fds[i] = write_shard(path, size / count, &state);
+		if (fsync(fds[i]) != 0)
+			err(1, "%s", path);
+	}
+	for (uint64_t i = 0; i < count; i++)
+		if (close(fds[i]) != 0)
+			err(1, "shard %llu", (unsigned long long)i);
+	printf("%.6f\n", now());
+}
+
 /* ---- many small files ---- */
 
 enum small { CREATE, STAT, OPEN, REMOVE };
@@ -217,22 +234,41 @@ static void work_small(enum small what, const char *directory, uint64_t count)
 	}
 }
 
-static void work(int argc, char **argv)
+/* True: it has printed what there is to say. */
+static bool work(int argc, char **argv)
 {
 	static const char *const smalls[] = { "create", "stat", "open", "remove" };
 	const char *name = argc > 3 ? argv[1] : "";
 
-	if (argc == 4 && !strcmp(name, "read"))
-		return work_read(argv[2], number(argv[3]));
-	if (argc == 4 && (!strcmp(name, "map") || !strcmp(name, "faults")))
-		return work_map(argv[2], number(argv[3]), *name == 'f');
-	if (argc == 5 && !strcmp(name, "random"))
-		return work_random(argv[2], number(argv[3]), number(argv[4]));
-	if (argc == 5 && !strcmp(name, "write"))
-		return work_write(argv[2], number(argv[3]), number(argv[4]));
+	if (argc == 4 && !strcmp(name, "read")) {
+		work_read(argv[2], number(argv[3]));
+		return false;
+	}
+	if (argc == 4 && (!strcmp(name, "map") || !strcmp(name, "faults"))) {
+		work_map(argv[2], number(argv[3]), *name == 'f');
+		return false;
+	}
+	if (argc == 5 && !strcmp(name, "random")) {
+		work_random(argv[2], number(argv[3]), number(argv[4]));
+		return false;
+	}
+	if (argc == 5 && !strcmp(name, "write")) {
+		work_write(argv[2], number(argv[3]), number(argv[4]));
+		return false;
+	}
+	if (argc == 4 && !strcmp(name, "hash")) {
+		work_hash(number(argv[2]), number(argv[3]));
+		return true;
+	}
+	if (argc == 5 && !strcmp(name, "shards")) {
+		work_shards(argv[2], number(argv[3]), number(argv[4]));
+		return true;
+	}
 	for (unsigned i = 0; i < sizeof(smalls) / sizeof(*smalls); i++)
-		if (argc == 4 && !strcmp(name, smalls[i]))
-			return work_small((enum small)i, argv[2], number(argv[3]));
+		if (argc == 4 && !strcmp(name, smalls[i])) {
+			work_small((enum small)i, argv[2], number(argv[3]));
+			return false;
+		}
 	errx(2, "no such work; the beginning of tests/bench/worker.c lists what there is");
 }
 
@@ -240,7 +276,7 @@ int main(int argc, char **argv)
 {
 	double begin = now();
 
-	work(argc, argv);
-	printf("%.6f\n", now() - begin);
+	if (!work(argc, argv))
+		printf("%.6f\n", now() - begin);
 	return 0;
 }
