@@ -1,0 +1,116 @@
+"""Works on large files: read, mapped, composed, written, copied."""
+
+from work import (BINDFS, BINDFS_USER, DISK, MIB, ROOT, USER, Bound, Fixture, Measure, Work, cold_and_warm, timed,
+                  worker)
+
+SHARDS = 4  # of the checkpoint that is copied
+
+
+# ---- what is read ----
+
+def make_large(place, sizes):
+    place.run(place.tools.worker, "write", place.dir / "large", MIB, sizes.large)
+
+
+def make_composed(place, sizes):
+    place.run("python3", "-c", WRITE_SHARDS, place.dir, sizes.large)
+
+
+def make_checkpoint(place, sizes):
+    place.run("mkdir", place.dir / "checkpoint")
+    place.run("sh", "-c", 'echo {} > "$1/config.json"', "sh", place.dir / "checkpoint")
+    place.run(place.tools.worker, "shards", place.dir / "checkpoint", SHARDS, 2 * sizes.large)
+
+
+WRITE_SHARDS = r"""
+import json, os, random, struct, sys
+directory, size = sys.argv[1], int(sys.argv[2])
+tensors = 64
+each = size // tensors
+names = [f"layer.{number:03}" for number in range(tensors)]
+header = json.dumps({name: {"dtype": "U8", "shape": [each], "data_offsets": [number * each, (number + 1) * each]}
+                     for number, name in enumerate(names)}).encode()
+header += b" " * (-len(header) % 8)
+for shard in ("base", "tuned"):
+    with open(f"{directory}/{shard}.safetensors", "wb") as f:
+        f.write(struct.pack("<Q", len(header)) + header)
+        for number in range(tensors):
+            seed = number if shard == "base" or number % 2 == 0 else -number
+            block = random.Random(seed).randbytes(1 << 20)
+            for at in range(0, each, len(block)):
+                part = struct.pack("<q", at) + block[8:]
+                f.write(part[:each - at])
+"""
+
+LARGE = Fixture("a large file", make_large, ("large",))
+COMPOSED = Fixture("a shard every second tensor of which is another shard's", make_composed,
+                   ("base.safetensors", "tuned.safetensors"))
+CHECKPOINT = Fixture("a checkpoint of four shards", make_checkpoint, ("checkpoint",))
+
+READ_COLD = (Bound(ROOT, "speed", 0.95, DISK), Bound(USER, "speed", 1.2, BINDFS_USER))
+READ_WARM = (Bound(ROOT, "speed", 0.95, DISK), Bound(USER, "speed", 0.9, DISK))
+RANDOM = (Bound(ROOT, "speed", 0.9, DISK), Bound(USER, "speed", 1.2, BINDFS_USER))
+COMPOSITION = (Bound(ROOT, "speed", 1.5, BINDFS), Bound(USER, "speed", 1.2, BINDFS_USER))
+
+
+def random_reads(block, count, warm=False):
+    """`count` says how many, of the sizes; before warm ones all of the file is read."""
+    def run(place, sizes):
+        if warm:
+            worker("read", "large", MIB)(place, sizes)
+        return worker("random", "large", block, count(sizes))(place, sizes)
+    return run
+
+
+def random_works(name, block, cold, warm):
+    return cold_and_warm(name, random_reads(block, cold), RANDOM, RANDOM, (LARGE,),
+                         random_reads(block, warm, warm=True))
+
+
+# ---- written ----
+
+def twice(sizes):
+    return 2 * sizes.large
+
+
+def remove_written(place, sizes):
+    place.run("rm", "-f", place.dir / "written")
+
+
+# ---- copied ----
+
+def copy(place, sizes):
+    """Seconds of cp -r inside the place, and the bytes that the store takes more since."""
+    kept = place.kept()
+    seconds = timed(place, "true", f"cp -r {place.dir}/checkpoint {place.dir}/copy")
+    if kept is None:
+        return seconds, None
+    place.settle()
+    return seconds, (place.kept() - kept) / MIB
+
+
+def remove_copy(place, sizes):
+    place.run("rm", "-rf", place.dir / "copy")
+
+
+WORKS = [
+    cold_and_warm("sequential read", worker("read", "large", MIB), READ_COLD, READ_WARM, (LARGE,)),
+    cold_and_warm("mmap, 1 thread", worker("map", "large", 1), READ_COLD, READ_WARM, (LARGE,)),
+    cold_and_warm("mmap, 8 threads", worker("map", "large", 8), READ_COLD, READ_WARM, (LARGE,)),
+    random_works("random reads of 4 KiB", 4096, lambda sizes: sizes.random_small,
+                 lambda sizes: 25 * sizes.random_small),
+    random_works("random reads of 1 MiB", MIB, lambda sizes: sizes.random_large,
+                 lambda sizes: 5 * sizes.random_large),
+    cold_and_warm("composed shard, sequential", worker("read", "tuned.safetensors", MIB), COMPOSITION, (),
+                  (COMPOSED,)),
+    cold_and_warm("composed shard, mmap", worker("map", "tuned.safetensors", 1), COMPOSITION, (), (COMPOSED,)),
+    Work("write", (Measure("write to close, 16 MiB each", (Bound(ROOT, "speed", 0.9, DISK),
+                                                           Bound(USER, "speed", 1.5, BINDFS_USER))),),
+         lambda place, sizes: (worker("write", "written", 16 * MIB, "SIZE", size=twice)(place, sizes),),
+         tidy=remove_written, heavy=True, warm_up=False),
+    Work("cp -r", (Measure("cp -r inside", (Bound(ROOT, "at most", 0.05), Bound(USER, "at most", 0.05))),
+                   Measure("cp -r inside: growth", (Bound(ROOT, "at most", 0.1), Bound(USER, "at most", 0.1)),
+                           "MiB")),
+         copy, (CHECKPOINT,), tidy=remove_copy, heavy=True, warm_up=False,
+         places=(DISK, BINDFS, BINDFS_USER, ROOT, USER)),
+]

@@ -1,0 +1,39 @@
+"""How fast what was written is sealed."""
+
+import time
+
+from work import MIB, ROOT, USER, Bound, Measure, Work
+
+QUIET = 0.3   # seconds from a file's last close to its seal: fs/work.c
+SEALERS = 2   # threads of the driver that seal: fs/work.h
+SHARDS = 4
+
+
+def seal(place, sizes):
+    """GB/s of each processor that sealed, XXH3's alone, and their ratio.
+
+    The bytes are on the disk before the shards are closed (that is what else a seal waits for), and in the
+    page cache.
+    """
+    size = 2 * sizes.large
+    place.run("mkdir", place.dir / "sealed")
+    closed = float(place.run(place.tools.worker, "shards", place.dir / "sealed", SHARDS, size))
+    while place.dirty():
+        time.sleep(0.002)
+    seconds = time.monotonic() - closed - QUIET
+    speed = size / seconds / min(SEALERS, place.processors()) / 1e9
+    alone = size / float(place.run(place.tools.worker, "hash", MIB, size)) / 1e9
+    return speed, alone, speed / alone
+
+
+def remove(place, sizes):
+    place.run("rm", "-rf", place.dir / "sealed")
+
+
+WORKS = [
+    Work("seal", (Measure("seal, per core", (Bound(ROOT, "at least", 4), Bound(USER, "at least", 4)), "GB/s"),
+                  Measure("XXH3 alone, one core", (), "GB/s"),
+                  Measure("seal, share of XXH3 alone", (Bound(ROOT, "at least", 0.5), Bound(USER, "at least", 0.5)),
+                          "")),
+         seal, tidy=remove, places=(ROOT, USER)),
+]
