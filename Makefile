@@ -121,7 +121,7 @@ tsan: ## all tests on a build with the thread sanitizer
 	@$(MAKE) --no-print-directory BUILD=build/tsan SANITIZE=thread test-here
 
 # The tests of this build, without any setting up. PYTEST_ARGS goes to pytest.
-test-here: all unit-programs
+test-here: all unit-programs bench-programs
 	@BUILD='$(BUILD)' VENV='$(VENV)' SANITIZE='$(SANITIZE)' sh tools/run_tests.sh $(UNIT_BIN)
 
 unit: unit-programs ## only the tests of lib/, which need no mount

@@ -17,5 +17,5 @@ cppcheck --quiet --error-exitcode=1 --inline-suppr --std=c11 --language=c \
 	--suppress=normalCheckLevelMaxBranches --suppress=unmatchedSuppression \
 	--suppress=uninitvar --suppress=uninitStructMember --suppress=varFuncNullUB \
 	-D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 '-DWFS_VERSION=""' -I. \
-	--cppcheck-build-dir=build/cppcheck -j "$(nproc)" lib fs tools
+	--cppcheck-build-dir=build/cppcheck -j "$(nproc)" lib fs tools tests/bench
 echo 'static: cppcheck found nothing'

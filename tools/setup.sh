@@ -1,10 +1,10 @@
 #!/bin/sh
-# setup.sh build | test - install what is missing for `make run` or `make test`.
+# setup.sh build | test | bench - install what is missing for `make run`, `make test` or `make bench`.
 #
 # Silent and quick where everything is there. Packages come from the
 # distribution's package manager, with sudo where the caller is not root;
 # Python packages from pip, into build/venv, at the versions of
-# tests/requirements.txt; Node packages from npm, into build/node. Nothing outside of build/ and the package manager's
+# tests/requirements.txt and what it includes; Node packages from npm, into build/node. Nothing outside of build/ and the package manager's
 # own files is changed, but one: root running the tests opens /dev/fuse to all
 # users (mode 0666, as distributions ship it), since the tests mount as an
 # ordinary user, too.
@@ -112,6 +112,15 @@ want_test()
 	has mkfs.ext4 || add e2fsprogs e2fsprogs e2fsprogs e2fsprogs
 }
 
+# What weightfs is compared with.
+want_bench()
+{
+	has bindfs || add bindfs bindfs bindfs bindfs
+	has borg || add borgbackup borgbackup borg borgbackup
+	has restic || add restic restic restic restic
+	has casync || add casync - casync -
+}
+
 # Run a command as root.
 as_root()
 {
@@ -181,7 +190,7 @@ pip_install()
 make_venv()
 {
 	stamp=build/venv/requirements.stamp
-	sum=$(cksum <tests/requirements.txt)
+	sum=$(cat tests/requirements.txt tests/bench/requirements.txt | cksum)
 	if [ -x build/venv/bin/python ] && [ "$(cat $stamp 2>/dev/null)" = "$sum" ]; then
 		return 0
 	fi
@@ -259,8 +268,16 @@ test)
 	get_old_safetensors
 	get_node_packages
 	;;
+bench)
+	want_build
+	want_test
+	want_bench
+	get_packages
+	open_fuse_device
+	make_venv
+	;;
 *)
-	echo 'usage: setup.sh build | test' >&2
+	echo 'usage: setup.sh build | test | bench' >&2
 	exit 2
 	;;
 esac

@@ -1,7 +1,7 @@
 """Checkpoints taken in, kept and given back by weightfs, borg, restic and casync.
 
-Each gets the same directory, and an empty place of its own. What is timed: to take it in until it is on the disk,
-and to write it out again, both from dropped caches. What came back is compared by SHA-256.
+Each gets the same directory, and an empty place of its own. What is timed: to take it in until it is on the
+disk, and to write it out again, both from dropped caches. What came back is compared by SHA-256.
 """
 
 import hashlib
@@ -115,11 +115,14 @@ class Casync(Program):
     name = "casync, zstd"
     command = "casync"
 
+    def store(self):
+        return f"--store={self.kept}/chunks.castr"
+
     def take_in(self, what):
-        self.run("casync", "make", "--with=unix", f"--store={self.kept}/chunks.castr", self.kept / "set.caidx", what)
+        self.run("casync", "make", "--with=unix", self.store(), self.kept / "set.caidx", what)
 
     def give_back(self, what, out):
-        self.run("casync", "extract", f"--store={self.kept}/chunks.castr", self.kept / "set.caidx", out / what.name)
+        self.run("casync", "extract", self.store(), self.kept / "set.caidx", out / what.name)
         return out / what.name
 
 
@@ -211,12 +214,13 @@ def measure(bench):
                 for key, number in zip(of, numbers, strict=True):
                     of[key].append(number)
         except (RuntimeError, OSError) as error:
-            problems[kind.name] = str(error)
-            bench.say(f"{kind.name}: {error}")
+            problems[kind.name] = bench.text_of(error)
+            bench.say(f"{kind.name}: {problems[kind.name]}")
         bench.clear("backup")
     size = sum(path.stat().st_size for path in what.rglob("*") if path.is_file())
     shutil.rmtree(what)
-    return {"programs": found, "problems": problems, "files": len(expected), "bytes": size}
+    return {"programs": found, "problems": problems, "files": len(expected), "bytes": size,
+            "rounds": bench.sizes.backup_rounds}
 
 
 WORKS = [Special("backup of checkpoints", "backups", measure)]

@@ -1,7 +1,7 @@
-"""Times the same work on the disk, bindfs, libfuse's passthrough example and weightfs, in turns within one run.
+"""Times the same work on the disk, bindfs, libfuse's passthrough example and weightfs, in turns in one run.
 
-Each round does the work at every place, beginning with another one each time, so that a ratio compares what was
-done within the same minute. Some works are of another kind: a large store, cost against size, and the
+Each round does the work at every place, beginning with another one each time, so that a ratio compares what
+was done within the same minute. Some works are of another kind: a large store, cost against size, and the
 comparison with programs for backups. docs/performance.md says what all of it means.
 """
 
@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,7 +21,7 @@ import models
 import places as places_module
 import report
 import results as results_module
-from places import Place, Tools, mounts_below, places
+from places import Tools, mounts_below, places
 from work import GIB, MIB, Special, Sizes, TINY, can_drop_caches
 from works import WORKS
 
@@ -47,6 +46,7 @@ class Bench:
         self.tools = None
         self.having = {}  # {place: fixtures that are there}
         self.arguments = arguments
+        self.commit = machine.commit(ROOT)
 
     def begin(self):
         self.tools = Tools(os.environ.get("WEIGHTFS_BUILD", ROOT / "build"), self.base,
@@ -55,6 +55,10 @@ class Bench:
         for place in self.here:
             place.mount()
             self.having[place] = {}
+
+    def text_of(self, error):
+        """Without the name of a directory that is gone afterwards."""
+        return str(error).replace(f"{self.base}/", "")
 
     def has(self, kind):
         return any(type(place) is kind for place in self.here)
@@ -114,9 +118,12 @@ def remove_fixtures(bench, later):
     needed = {fixture.name for work in later if not isinstance(work, Special) for fixture in work.needs}
     for place, having in bench.having.items():
         for name in [name for name in having if name not in needed]:
-            for path in having.pop(name).paths:
-                place.run("rm", "-rf", place.dir / path)
-            place.settle()
+            try:
+                for path in having.pop(name).paths:
+                    place.run("rm", "-rf", place.dir / path)
+                place.settle()
+            except RuntimeError as error:
+                say(f"{name}, {place.name}: {error}")
 
 
 def one_round(bench, work, place):
@@ -140,7 +147,7 @@ def measure(bench, work):
         try:
             return step(bench, work, place, *arguments)
         except (RuntimeError, OSError, ValueError) as error:
-            problems[place.name] = str(error)
+            problems[place.name] = bench.text_of(error)
             say(f"{work.name}, {place.name}: {error}")
             return None
 
@@ -176,7 +183,7 @@ def run_work(bench, work):
     for line in summary(entry):
         say(f"  {line}")
     say(f"{work.name}: {seconds:.0f} s")
-    return entry | {"date": time.strftime("%Y-%m-%d"), "commit": machine.commit(ROOT), "took": round(seconds),
+    return entry | {"date": time.strftime("%Y-%m-%d"), "commit": bench.commit, "took": round(seconds),
                     "sizes": sizes_text(bench.sizes, work)}
 
 
@@ -184,7 +191,8 @@ def summary(entry):
     if entry["kind"] != "timed":
         return
     for name, found in entry["measures"].items():
-        numbers = ", ".join(f"{place} {report.with_spread(values)}" for place, values in found["samples"].items())
+        numbers = ", ".join(f"{place} {report.with_spread(values)}"
+                            for place, values in found["samples"].items())
         yield f"{name}: {numbers} {found['unit']}"
         for verdict in found["verdicts"]:
             yield (f"    {verdict['place']} {report.number(verdict['median'])}, wanted {verdict['wanted']}: "
@@ -193,16 +201,15 @@ def summary(entry):
 
 def sizes_text(sizes, work):
     """What is to be known of the sizes to compare two runs."""
-    parts = {"sequential read": f"{sizes.large / GIB:.3g} GiB", "from_pretrained": f"{sizes.model / GIB:.3g} GiB",
-             "save_pretrained": f"{sizes.model / GIB:.3g} GiB", "write": f"{2 * sizes.large / GIB:.3g} GiB",
-             "cp -r": f"{2 * sizes.large / GIB:.3g} GiB", "seal": f"{2 * sizes.large / GIB:.3g} GiB in 4 shards",
-             "git clone": f"{sizes.git_files:,} files",
+    large, twice, model = (f"{size / GIB:.3g} GiB" for size in (sizes.large, 2 * sizes.large, sizes.model))
+    parts = {"from_pretrained": model, "save_pretrained": model, "write": twice, "cp -r": twice,
+             "seal": f"{twice} in 4 shards", "git clone": f"{sizes.git_files:,} files",
              "large store": f"{sizes.objects:,} objects, {sizes.files:,} files",
              "cost against size": f"{sizes.scale[0]:,} to {sizes.scale[-1]:,}",
              "backup of checkpoints": f"base model of {sizes.set / MIB:g} MiB"}
     if "small files" in work.name:
         return f"{sizes.small_files:,} files"
-    return parts.get(work.name, f"{sizes.large / GIB:.3g} GiB")
+    return parts.get(work.name, large)
 
 
 # ---- the whole ----
@@ -235,18 +242,26 @@ def write(results, directory):
     plots.draw(results, directory / "performance")
 
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def ignore_signals():
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def stop(number, frame):
     """The first signal ends the run in order; further ones must not keep it from cleaning up."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    ignore_signals()
     raise SystemExit(128 + number)
 
 
 def parse():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--only", action="append", metavar="TEXT", help="works whose name has this in it (may be given again)")
+    add("--only", action="append", metavar="TEXT",
+        help="works whose name has this in it (may be given again)")
     add("--list", action="store_true", help="the works, and what is wanted of them")
     add("--quick", action="store_true", help="tiny sizes: does everything work?")
     add("--size", type=float, metavar="GIB", help="of the large file (2); twice that is written and copied")
@@ -254,7 +269,8 @@ def parse():
     add("--set", type=float, metavar="MIB", help="of the base model among the checkpoints for backups (64)")
     add("--objects", type=int, help="of the large store (1000000)")
     add("--files", type=int, help="of the large store (100000)")
-    add("--scale", type=int, nargs="+", metavar="N", help="the sizes that cost is measured against (10³ to 10⁶)")
+    add("--scale", type=int, nargs="+", metavar="N",
+        help="the sizes that cost is measured against (10³ to 10⁶)")
     add("--rounds", type=int, help="of each work (5; 3 of those that take long)")
     add("--backup-rounds", type=int, help="of each program for backups (1)")
     add("--base", default=str(ROOT / "build"), help="a directory on the disk that is measured (build/)")
@@ -273,38 +289,46 @@ def show_list():
             print(f"    {name}" + "".join(f"\n        {bound.place}: {bound.text('')}" for bound in of))
 
 
+def check_room(bench):
+    """Six places with the file twice, and a copy."""
+    wanted, free = 14 * bench.sizes.large, shutil.disk_usage(bench.base).free
+    if free < wanted:
+        raise SystemExit(f"bench: {free / GIB:.1f} GiB are free, {wanted / GIB:.1f} needed (--size, --base)")
+
+
+def try_work(bench, work):
+    """Its entry; None if it could not be done at all."""
+    try:
+        return run_work(bench, work)
+    except (RuntimeError, OSError, ValueError) as error:
+        say(f"{work.name} could not be measured: {error}")
+        bench.clear("backup")
+        return None
+
+
 def run(arguments, results):
-    """Add the entry of each work to the results; the works that could not be done."""
+    """Add the entry of each work to the results; what could not be done."""
     failed = []
     bench = Bench(arguments, sizes_of(arguments))
     try:
+        check_room(bench)
         bench.begin()
         describing = machine.describe(bench.base, bench.tools)
         works = chosen(arguments)
         for number, work in enumerate(works):
-            try:
-                entry = run_work(bench, work)
-            except (RuntimeError, OSError, ValueError) as error:
-                say(f"{work.name} could not be measured: {error}")
+            entry = try_work(bench, work)
+            remove_fixtures(bench, works[number + 1:])
+            if entry is None:
                 failed.append(work.name)
-                bench.clear("backup")
                 continue
-            finally:
-                remove_fixtures(bench, works[number + 1:])
             failed += [f"{work.name} at {name}" for name in entry.get("problems", {}) if "weightfs" in name]
             results_module.add(results, work.name, entry, describing)
-            if arguments.write:
-                write_when_done(arguments, results)
+            if arguments.write:  # after each work: what was measured stays, whatever comes later
+                write(results, arguments.docs)
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        ignore_signals()
         bench.end()
     return failed
-
-
-def write_when_done(arguments, results):
-    """After each work: what is measured stays, whatever comes later."""
-    write(results, arguments.docs)
 
 
 def main():
@@ -318,7 +342,7 @@ def main():
         arguments.docs = ROOT / "docs"
     if not chosen(arguments):
         raise SystemExit("bench: no work has such a name; --list shows them")
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in SIGNALS:
         signal.signal(number, stop)
     if not can_drop_caches():
         say("only root can drop the page cache: nothing is measured cold")

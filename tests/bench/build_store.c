@@ -3,12 +3,13 @@
  *
  *     bench-store STORE SHARDS TENSORS BYTES FILES DIRECTORIES
  *
- * Makes STORE with SHARDS sealed shards in the directory "shards0" ("s0.safetensors" and on), each of
- * its header and TENSORS tensors of BYTES bytes, and FILES small sealed files "f0", … one after the other in
- * DIRECTORIES directories "d0", … No two tensors or files have the same bytes. All belong to the caller.
+ * Makes STORE with SHARDS sealed shards in the directory "shards0" ("s0.safetensors" and on), each
+ * of its header and TENSORS tensors of BYTES bytes, and FILES small sealed files "f0", … dealt out
+ * to DIRECTORIES directories "d0", … No two tensors or files have the same bytes. All belong to the
+ * caller.
  *
- * lib/ makes the store and computes digests; the rows are written here, as lib/schema.sql has them, since one
- * transaction a file would take hours. `weightfs fsck --bytes` finds nothing wrong.
+ * lib/ makes the store and computes digests; the rows are written here, as lib/schema.sql has them,
+ * since one transaction a file would take hours. `weightfs fsck --bytes` finds nothing wrong.
  */
 #include <endian.h>
 #include <inttypes.h>
@@ -122,8 +123,8 @@ static uint64_t add_manifest(uint64_t n, uint64_t size)
 }
 
 /* manifest 0: a directory */
-static uint64_t add_inode(uint64_t parent, const char *prefix, uint64_t number_of_it, const char *ending,
-	uint64_t manifest, uint64_t size, uint64_t verdict)
+static uint64_t add_inode(uint64_t parent, const char *prefix, uint64_t number_of_it,
+	const char *ending, uint64_t manifest, uint64_t size, uint64_t verdict)
 {
 	uint64_t ino = ++s.inodes;
 	char name[64];
@@ -161,15 +162,17 @@ static uint64_t make_header(char **ret, uint64_t shard, uint64_t tensors, uint64
 		errx(1, "no memory");
 	n += (size_t)snprintf(text + n, room - n, "{");
 	for (uint64_t i = 0; i < tensors; i++) {
-		n += (size_t)snprintf(text + n, room - n, i ? ",\"%" PRIu64 : "\"s%" PRIu64, i ? i : shard);
-		n += (size_t)snprintf(text + n, room - n, "\":{\"dtype\":\"U8\",\"shape\":[%" PRIu64
-			"],\"data_offsets\":[%" PRIu64 ",%" PRIu64 "]}", each, i * each, (i + 1) * each);
+		n += (size_t)snprintf(text + n, room - n, i ? ",\"%" PRIu64 : "\"s%" PRIu64,
+			i ? i : shard);
+		n += (size_t)snprintf(text + n, room - n,
+			"\":{\"dtype\":\"U8\",\"shape\":[%" PRIu64 "],\"data_offsets\":[%" PRIu64
+			",%" PRIu64 "]}", each, i * each, (i + 1) * each);
 	}
 	text[n++] = '}';
 	while (n % 8 != 0)
 		text[n++] = ' ';
 	if (n - 8 > MAX_HEADER)
-		errx(2, "%" PRIu64 " tensors: the header is longer than the format allows", tensors);
+		errx(2, "%" PRIu64 " tensors: the header is too long", tensors);
 	length = htole64(n - 8);
 	memcpy(text, &length, sizeof(length));
 	*ret = text;
@@ -186,7 +189,8 @@ static int make_data_file(uint64_t id)
 	return open_or_die(path, O_WRONLY | O_CREAT | O_EXCL);
 }
 
-static void add_shard(uint64_t parent, uint64_t shard, uint64_t tensors, uint64_t each, uint64_t *state)
+static void add_shard(uint64_t parent, uint64_t shard, uint64_t tensors, uint64_t each,
+	uint64_t *state)
 {
 	uint64_t data_file = ++s.data_files, size, *tensor = block_of(each + 8);
 	int fd = make_data_file(data_file);
@@ -254,23 +258,26 @@ static void begin(void)
 	clock_gettime(CLOCK_REALTIME, &t);
 	s.now_ns = (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
 	s.inodes = 1;
-	sql("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -1000000; BEGIN");
-	s.object = prepare("INSERT INTO object (id, digest, ordinal, length, refs, data_file, offset)"
-			   " VALUES (?, ?, 0, ?, 1, ?, ?)");
+	sql("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -1000000;"
+	    " BEGIN");
+	s.object = prepare("INSERT INTO object (id, digest, ordinal, length, refs, data_file,"
+			   " offset) VALUES (?, ?, 0, ?, 1, ?, ?)");
 	s.bytes = prepare("INSERT INTO object_bytes (object, bytes) VALUES (?, ?)");
-	s.manifest = prepare("INSERT INTO manifest (id, digest, size, objects, refs) VALUES (?, ?, ?, ?, 1)");
-	s.manifest_object = prepare("INSERT INTO manifest_object (manifest, seq, object) VALUES (?, ?, ?)");
+	s.manifest = prepare("INSERT INTO manifest (id, digest, size, objects, refs)"
+			     " VALUES (?, ?, ?, ?, 1)");
+	s.manifest_object = prepare("INSERT INTO manifest_object (manifest, seq, object)"
+				    " VALUES (?, ?, ?)");
 	s.data_file = prepare("INSERT INTO data_file (id, state) VALUES (?, 1)");
-	s.inode = prepare("INSERT INTO inode (ino, mode, uid, gid, nlink, size, blocks, atime_ns, mtime_ns,"
-			  " ctime_ns, btime_ns, manifest, verdict)"
+	s.inode = prepare("INSERT INTO inode (ino, mode, uid, gid, nlink, size, blocks, atime_ns,"
+			  " mtime_ns, ctime_ns, btime_ns, manifest, verdict)"
 			  " VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?8, ?8, ?8, ?9, ?10)");
 	s.dirent = prepare("INSERT INTO dirent (parent, name, ino) VALUES (?, ?, ?)");
 }
 
 static void end(void)
 {
-	sqlite3_stmt *all[] = { s.object, s.bytes, s.manifest, s.manifest_object, s.data_file, s.inode,
-		s.dirent };
+	sqlite3_stmt *all[] = { s.object, s.bytes, s.manifest, s.manifest_object, s.data_file,
+		s.inode, s.dirent };
 
 	for (size_t i = 0; i < sizeof(all) / sizeof(*all); i++)
 		sqlite3_finalize(all[i]);

@@ -1,7 +1,7 @@
 """Works on large files: read, mapped, composed, written, copied."""
 
-from work import (BINDFS, BINDFS_USER, DISK, MIB, ROOT, USER, Bound, Fixture, Measure, Work, cold_and_warm, timed,
-                  worker)
+from work import (BINDFS, BINDFS_USER, DISK, MIB, ROOT, USER, Bound, Fixture, Measure, Work, cold_and_warm,
+                  timed, worker)
 
 SHARDS = 4  # of the checkpoint that is copied
 
@@ -28,8 +28,9 @@ directory, size = sys.argv[1], int(sys.argv[2])
 tensors = 64
 each = size // tensors
 names = [f"layer.{number:03}" for number in range(tensors)]
-header = json.dumps({name: {"dtype": "U8", "shape": [each], "data_offsets": [number * each, (number + 1) * each]}
-                     for number, name in enumerate(names)}).encode()
+ranges = {name: [number * each, (number + 1) * each] for number, name in enumerate(names)}
+header = json.dumps({name: {"dtype": "U8", "shape": [each], "data_offsets": ranges[name]}
+                     for name in names}).encode()
 header += b" " * (-len(header) % 8)
 for shard in ("base", "tuned"):
     with open(f"{directory}/{shard}.safetensors", "wb") as f:
@@ -103,7 +104,8 @@ WORKS = [
                  lambda sizes: 5 * sizes.random_large),
     cold_and_warm("composed shard, sequential", worker("read", "tuned.safetensors", MIB), COMPOSITION, (),
                   (COMPOSED,)),
-    cold_and_warm("composed shard, mmap", worker("map", "tuned.safetensors", 1), COMPOSITION, (), (COMPOSED,)),
+    cold_and_warm("composed shard, mmap", worker("map", "tuned.safetensors", 1), COMPOSITION, (),
+                  (COMPOSED,)),
     Work("write", (Measure("write to close, 16 MiB each", (Bound(ROOT, "speed", 0.9, DISK),
                                                            Bound(USER, "speed", 1.5, BINDFS_USER))),),
          lambda place, sizes: (worker("write", "written", 16 * MIB, "SIZE", size=twice)(place, sizes),),

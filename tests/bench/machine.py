@@ -54,7 +54,7 @@ def describe(base, tools):
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / GIB:.1f} GiB",
         "kernel": f"{platform.system()} {platform.release()}",
         "disk": f"{type_} on {device.strip()}, {shutil.disk_usage(base).total / GIB:.0f} GiB",
-        "weightfs": output(str(tools.weightfs), "version"),
+        "weightfs": output(str(tools.weightfs), "version").removeprefix("weightfs "),
         "passthrough": tools.example.name if tools.example else "not found",
         "versions": versions(),
     }
@@ -63,5 +63,6 @@ def describe(base, tools):
 def commit(root):
     """The commit that is measured, with "+" where the tree differs from it."""
     head = output("git", "-C", str(root), "rev-parse", "--short", "HEAD")
-    changed = output("git", "-C", str(root), "status", "--porcelain", "--untracked-files=no")
+    changed = output("git", "-C", str(root), "status", "--porcelain", "--untracked-files=no", "--", ".",
+                     ":!docs")  # where the results go
     return head + ("+" if head and changed else "")

@@ -5,8 +5,9 @@ Below DIRECTORY, from a seed and nothing else, with a base model of about BYTES 
     base/                the model, in shards
     tuned-1 … tuned-3/   fine-tunes, of which each changed another quarter of the layers
     lora/checkpoint-N/   five states of an adapter, saved beside the base
-    run/checkpoint-N/    ten states of a training: weights, and the optimizer's state in float32. From the sixth on
-                         the first half of the layers is frozen: neither its weights nor its moments change
+    run/checkpoint-N/    ten states of a training: weights, and the optimizer's state in float32. From the
+                         sixth on half of the layers is frozen: their weights stay, and the optimizer has
+                         nothing of them
     copies/              two plain copies of the base
 """
 
@@ -21,6 +22,7 @@ from safetensors.torch import save_file
 LAYERS = 16
 SHARDS = 4
 RANK = 8
+FROZEN_FROM = 6  # the checkpoint since which half of the layers is
 
 
 class Numbers:
@@ -96,13 +98,15 @@ def save_lora(root, of):
 def save_run(root, of):
     for step in range(1, 11):
         def generation(layer, step=step):
-            return f"run-{min(step, 5) if layer < LAYERS // 2 else step}"
+            return f"run-{min(step, FROZEN_FROM - 1) if layer < LAYERS // 2 else step}"
 
         directory = root / "run" / f"checkpoint-{step * 100}"
         save_model(directory, weights(of, generation))
-        state = {name: {"exp_avg": numbers.of(name, generation(layer_of(name)), "m", shape=shape, scale=1e-4),
-                        "exp_avg_sq": numbers.of(name, generation(layer_of(name)), "v", shape=shape, scale=1e-6)}
-                 for name, shape in of.items()}
+        trained = {name: shape for name, shape in of.items()
+                   if step < FROZEN_FROM or layer_of(name) >= LAYERS // 2}
+        state = {name: {"exp_avg": numbers.of(name, step, "m", shape=shape, scale=1e-4),
+                        "exp_avg_sq": numbers.of(name, step, "v", shape=shape, scale=1e-6)}
+                 for name, shape in trained.items()}
         torch.save({"state": state, "step": step}, directory / "optimizer.pt")
         (directory / "trainer_state.json").write_text(json.dumps({"global_step": step * 100}))
 
@@ -112,12 +116,16 @@ def main():
     of = shapes(size)
     save_model(root / "base", weights(of, lambda layer: "base"))
     for number in range(1, 4):
-        save_model(root / f"tuned-{number}",
-                   weights(of, lambda layer, number=number: f"tuned-{number}" if layer % 4 == number else "base"))
+        def generation(layer, number=number):
+            return f"tuned-{number}" if layer % 4 == number else "base"
+
+        save_model(root / f"tuned-{number}", weights(of, generation))
     save_lora(root, of)
     save_run(root, of)
     for number in range(1, 3):
         shutil.copytree(root / "base", root / "copies" / f"base-{number}")
+    for path in root.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors makes its files 0600
 
 
 if __name__ == "__main__":

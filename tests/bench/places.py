@@ -1,4 +1,4 @@
-"""Where the work is done: the disk itself, and file systems that keep their bytes on it, all mounted side by side."""
+"""Where the work is done: the disk itself, and file systems that keep their bytes on it, side by side."""
 
 import json
 import os
@@ -26,9 +26,9 @@ def as_user(user):
 
 def run(command, text=None, **options):
     """The output of a command that reads `text`, in a session of its own, all of which ends if we do."""
-    process = subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               stdin=subprocess.PIPE if text else subprocess.DEVNULL, text=True,
-                               start_new_session=True, **options)
+    process = subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, stdin=subprocess.PIPE if text else subprocess.DEVNULL,
+                               text=True, start_new_session=True, **options)
     try:
         output, errors = process.communicate(text)
     except BaseException:
@@ -45,7 +45,7 @@ def run(command, text=None, **options):
 
 
 def mounted_at(directory):
-    """Is something mounted there? By the kernel's table: the directory itself may hang, or be closed to us."""
+    """Is something mounted there? By the kernel's table: the directory may hang, or be closed to us."""
     with open("/proc/self/mountinfo") as table:
         return any(line.split()[4].replace("\\040", " ") == str(directory) for line in table)
 
@@ -217,7 +217,8 @@ class Weightfs(Place):
     def kept(self):
         """The larger of what status says and of the disk blocks of the data files."""
         self.settle()
-        blocks = sum(path.stat().st_blocks * 512 for path in (self.store / "data").rglob("*") if path.is_file())
+        files = [path for path in (self.store / "data").rglob("*") if path.is_file()]
+        blocks = sum(path.stat().st_blocks * 512 for path in files)
         return max(blocks, self.status()["stored_bytes"])
 
 
@@ -242,7 +243,7 @@ class Tools:
 
 
 def find_example(examples, directory):
-    """passthrough_hp or passthrough_ll: below `examples`, in PATH, or compiled from the distribution's source."""
+    """passthrough_hp or _ll: below `examples`, in PATH, or compiled from the distribution's source."""
     for name in ("passthrough_hp", "passthrough_ll"):
         found = list(Path(examples).rglob(name)) if examples else []
         found += [Path(path) for path in [shutil.which(name)] if path]
@@ -254,7 +255,8 @@ def find_example(examples, directory):
     if not source.exists():
         return None
     flags = subprocess.run(["pkg-config", "--cflags", "--libs", "fuse3"], capture_output=True, text=True)
-    done = subprocess.run(["cc", "-O2", "-w", "-o", target, source, *flags.stdout.split()], capture_output=True)
+    done = subprocess.run(["cc", "-O2", "-w", "-o", target, source, *flags.stdout.split()],
+                          capture_output=True)
     return target if done.returncode == 0 else None
 
 
@@ -270,8 +272,8 @@ def make_user():
     """True if he was not there."""
     if user_exists():
         return False
-    done = subprocess.run(["useradd", "--system", "--user-group", "--no-create-home", "--shell", "/bin/sh", WHO],
-                          capture_output=True)
+    done = subprocess.run(["useradd", "--system", "--user-group", "--no-create-home", "--shell", "/bin/sh",
+                           WHO], capture_output=True)
     return done.returncode == 0
 
 

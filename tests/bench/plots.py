@@ -22,8 +22,8 @@ def draw(results, directory):
     return [path for path in drawn if path]
 
 
-def finish(figure, path):
-    figure.tight_layout()
+def finish(figure, path, rect=(0, 0, 1, 1)):
+    figure.tight_layout(rect=rect)
     figure.savefig(path, dpi=DOTS)
     pyplot.close(figure)
     return path
@@ -74,8 +74,9 @@ def draw_scale(results, directory):
         axes.set_xlabel(dimension)
         axes.set_ylabel("µs, median")
         axes.grid(which="both", linewidth=0.3)
-    grid.flat[0].legend(fontsize="small")
-    return finish(figure, directory / "scale.png")
+    handles, names = grid.flat[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="upper center", ncols=len(names), fontsize="small", frameon=False)
+    return finish(figure, directory / "scale.png", rect=(0, 0, 1, 0.96))
 
 
 def draw_backups(results, directory):

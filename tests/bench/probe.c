@@ -3,10 +3,10 @@
  *
  *     bench-probe PASSES < PATHS
  *
- * Does each of the operations below on every path, one operation after the other, and prints for each a
- * line "NAME MICROSECONDS...": one number for each path and pass. The paths should not have been looked at
- * since the mount (`lookup` and `open` are then the first of their kind; with PASSES > 1 later passes
- * leave these out). Beside each file a copy and a new file are made and removed again.
+ * Does each of the operations below on every path, one operation after the other, and prints for
+ * each a line "NAME<TAB>MICROSECONDS<TAB>…", a number for each path. The paths should not have been
+ * looked at since the mount: lookup and the first open are then the first of their kind, and later
+ * passes leave them out. Beside each file a copy and a new file are made and removed again.
  */
 #include <stdbool.h>
 #include <stdio.h>
@@ -39,7 +39,8 @@ static void op_getattr(const char *path)
 {
 	struct statx stx;
 
-	if (statx(AT_FDCWD, path, AT_STATX_FORCE_SYNC | AT_SYMLINK_NOFOLLOW, STATX_BASIC_STATS, &stx) != 0)
+	if (statx(AT_FDCWD, path, AT_STATX_FORCE_SYNC | AT_SYMLINK_NOFOLLOW, STATX_BASIC_STATS,
+		    &stx) != 0)
 		die(path);
 }
 

@@ -44,11 +44,11 @@ def timed(results):
 
 def verdicts(results):
     rows = []
-    for _, entry, name, measure in timed(results):
+    for _, _, name, measure in timed(results):
         for verdict in measure["verdicts"]:
             values = [number(verdict[key]) for key in ("median", "min", "max")]
-            rows.append([name, verdict["place"], verdict["wanted"], f"{values[0]} ({values[1]} to {values[2]})",
-                         "yes" if verdict["met"] else "**no**", f"{entry['date']}, {entry['commit']}"])
+            rows.append([name, verdict["place"], verdict["wanted"],
+                         f"{values[0]} ({values[1]} to {values[2]})", "yes" if verdict["met"] else "**no**"])
     return rows
 
 
@@ -78,7 +78,7 @@ def places_text(results):
     met = sum(row[4] == "yes" for row in wanted)
     return "\n".join([
         "### Against what is wanted\n", f"{met} of {len(wanted)} are met.\n",
-        table(["work", "mount", "wanted", "seen", "met", "when, commit"], wanted),
+        table(["work", "mount", "wanted", "seen", "met"], wanted),
         "### Ratios of speed\n", picture("ratios.png", "ratios of speed"),
         table(["work", *[f"{place} × {other}" for place, other in PAIRS]], all_ratios(results)),
         "### Numbers\n", table(["work", *PLACES], times(results))])
@@ -99,8 +99,8 @@ def scale_text(results):
                      number(growth), "yes" if growth <= entry["most_growth"] else "**no**"])
     return "\n".join([
         "### Cost of one operation on one file against size\n",
-        f"Medians in microseconds, of {entry['place']}. Flat or logarithmic: at the largest size no more than "
-        f"{entry['most_growth']} times what it is at the smallest.\n",
+        f"Medians in microseconds, of {entry['place']}. Flat or logarithmic: at the largest size no more "
+        f"than {entry['most_growth']} times what it is at the smallest.\n",
         picture("scale.png", "cost against size"),
         table(["size of", "operation", *[f"{n:,}" for n in sizes], "growth", "flat or logarithmic"], rows)])
 
@@ -114,23 +114,24 @@ def backups_text(results):
     rows = []
     for name, of in entry["programs"].items():
         stored = statistics.median(of["stored"])
-        rows.append([name, with_spread(of["taken_in"]), number(entry["bytes"] / 1e6 / statistics.median(of["taken_in"])),
-                     number(stored / 1e6), f"{100 * stored / entry['bytes']:.1f} %", with_spread(of["given_back"]),
-                     number(entry["bytes"] / 1e6 / statistics.median(of["given_back"]))])
-    rows += [[name, problem.replace("|", "/")[:100], *["–"] * 5] for name, problem in entry["problems"].items()]
+        speeds = [number(entry["bytes"] / 1e6 / statistics.median(of[key]))
+                  for key in ("taken_in", "given_back")]
+        rows.append([name, with_spread(of["taken_in"]), speeds[0], number(stored / 1e6),
+                     f"{100 * stored / entry['bytes']:.1f} %", with_spread(of["given_back"]), speeds[1]])
     return "\n".join([
         "### Checkpoints in weightfs, borg, restic and casync\n",
-        f"{entry['bytes'] / 1e6:,.0f} MB in {entry['files']} files: a base model, three fine-tunes, a run of LoRA, ten "
-        "checkpoints of a training with the optimizer's state, two copies of the base. Restic encrypts, and casync "
-        "compresses: neither can be told not to.\n",
+        f"{entry['bytes'] / 1e6:,.0f} MB in {entry['files']} files: a base model, three fine-tunes, a run of "
+        "LoRA, ten checkpoints of a training with the optimizer's state, two copies of the base. Restic "
+        "encrypts, and casync compresses: neither can be told not to.\n",
         picture("backups.png", "backups"),
-        table(["program", "taken in, s", "MB/s", "stored, MB", "of the whole", "given back, s", "MB/s"], rows)])
+        table(["program", "taken in, s", "MB/s", "stored, MB", "of the whole", "given back, s", "MB/s"],
+              rows)])
 
 
 # ---- the whole ----
 
 def machines_text(results):
-    lines = ["### Machine\n"]
+    lines = ["### Machine and sizes\n"]
     for key, machine in results["machines"].items():
         works = [name for name, entry in results["works"].items() if entry["machine"] == key]
         if len(results["machines"]) > 1:
@@ -139,14 +140,14 @@ def machines_text(results):
             text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
             lines.append(f"- {name}: {text}")
         lines.append("")
-    lines += ["Measured:\n"]
-    lines += [f"- {name}: {entry['date']}, commit {entry['commit']}, {entry['sizes']}"
-              for name, entry in results["works"].items()]
+    lines.append(table(["work", "size", "rounds", "took, s", "measured on", "commit"], [
+        [name, entry["sizes"], str(entry["rounds"]), str(entry["took"]), entry["date"], entry["commit"]]
+        for name, entry in results["works"].items()]))
     problems = [f"- {name}, {place}: {problem}" for name, entry in results["works"].items()
                 for place, problem in entry.get("problems", {}).items()]
     if problems:
-        lines += ["", "Could not be measured:\n", *problems]
-    return "\n".join(lines) + "\n"
+        lines += ["Could not be measured:\n", *problems]
+    return "\n".join(lines)
 
 
 def markdown(results):

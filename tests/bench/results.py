@@ -46,14 +46,14 @@ def ratios(samples, place, other):
     ours, theirs = samples.get(place), samples.get(other)
     if not ours or not theirs or len(ours) != len(theirs):
         return None
-    return [b / a if a else float("inf") for a, b in zip(ours, theirs, strict=True)]
+    return [b / a for a, b in zip(ours, theirs, strict=True)]
 
 
 def seen(samples, bound):
     """The numbers that a bound is about, one a round; None where there are none."""
     if bound.how in ("speed", "time"):
         found = ratios(samples, bound.place, bound.other)
-        return found and [1 / ratio if ratio else float("inf") for ratio in found] if bound.how == "time" else found
+        return found if bound.how == "speed" or found is None else [1 / ratio for ratio in found]
     return samples.get(bound.place) or None
 
 

@@ -35,7 +35,8 @@ def file_paths(place, files, directories, count):
 def probe(place, paths, passes):
     """{operation: [microseconds]}"""
     found = {}
-    for line in place.run(place.tools.probe, passes, text="".join(f"{path}\n" for path in paths)).splitlines():
+    lines = place.run(place.tools.probe, passes, text="".join(f"{path}\n" for path in paths))
+    for line in lines.splitlines():
         name, *numbers = line.split("\t")
         found.setdefault(name, []).extend(map(float, numbers))
     return found
@@ -93,7 +94,7 @@ def measure_large(bench):
         bench.remove(place)
     return {"measures": {measure.name: {"unit": measure.unit, "samples": samples[measure.name]}
                          for measure in LARGE_MEASURES},
-            "objects": sizes.objects, "files": sizes.files}
+            "rounds": sizes.rounds}
 
 
 # ---- cost against size ----
@@ -144,7 +145,7 @@ def measure_scale(bench):
                     of.setdefault(operation, {}).setdefault(str(n), []).extend(numbers)
                 place.umount()
             bench.remove(place)
-    return {"place": kind.name, "costs": costs, "most_growth": MOST_GROWTH}
+    return {"place": kind.name, "costs": costs, "most_growth": MOST_GROWTH, "rounds": MOUNTS}
 
 
 WORKS = [

@@ -60,5 +60,6 @@ WORKS = [
          created_and_removed, (EMPTY,), tidy=emptied, heavy=True),
     Work("stat small files", (Measure("stat small files", AS_BINDFS),), small("stat", "small"), (SMALL,)),
     Work("read small files", (Measure("read small files", AS_BINDFS),), small("open", "small"), (SMALL,)),
-    Work("git clone", (Measure("git clone", AS_BINDFS),), cloned, (REPOSITORY,), tidy=remove_clone, heavy=True),
+    Work("git clone", (Measure("git clone", AS_BINDFS),), cloned, (REPOSITORY,), tidy=remove_clone,
+         heavy=True),
 ]

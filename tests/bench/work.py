@@ -30,7 +30,7 @@ class Sizes:
     backup_rounds: int = 1
 
 
-TINY = Sizes(large=24 * MIB, model=8 * MIB, set=2 * MIB, small_files=200, git_files=40, random_small=200,
+TINY = Sizes(large=24 * MIB, model=8 * MIB, set=MIB, small_files=200, git_files=40, random_small=200,
              random_large=8, objects=20_000, files=2_000, scale=(100, 1_000), rounds=1, heavy_rounds=1)
 
 
@@ -58,7 +58,7 @@ class Bound:
 
 @dataclass(frozen=True)
 class Measure:
-    """One number that a work gives at each place. Of seconds, fewer are better; `text` says what else it is."""
+    """One number that a work gives at each place."""
 
     name: str
     bounds: tuple = ()
@@ -123,7 +123,8 @@ def cold_and_warm(name, once, cold, warm, needs=(), once_warm=None):
             once(place, sizes)
         return first, (once_warm or once)(place, sizes)
 
-    return Work(name, (Measure(f"{name}, cold", cold), Measure(f"{name}, warm", warm)), run, needs, warm_up=False)
+    measures = (Measure(f"{name}, cold", cold), Measure(f"{name}, warm", warm))
+    return Work(name, measures, run, needs, warm_up=False)
 
 
 def worker(*arguments, size=None):

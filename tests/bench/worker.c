@@ -2,16 +2,16 @@
  * worker.c - one piece of work on files, timed.
  *
  *     bench-worker read FILE BLOCK            sequential reads of BLOCK bytes
- *     bench-worker map FILE THREADS           every page of a mapping, in equal parts, touched by THREADS threads
- *     bench-worker random FILE BLOCK COUNT    reads of BLOCK bytes at aligned places, the same in each run
- *     bench-worker write FILE BLOCK SIZE      SIZE bytes that do not repeat, in writes of BLOCK bytes, to close(2)
+ *     bench-worker map FILE THREADS           every page of a mapping, by THREADS threads
+ *     bench-worker random FILE BLOCK COUNT    reads of BLOCK bytes, always at the same places
+ *     bench-worker write FILE BLOCK SIZE      SIZE new bytes, BLOCK at a time, to close(2)
  *     bench-worker create|stat|open|remove DIR COUNT   small files, in 20 directories
  *     bench-worker faults FILE THREADS        as map, in single pages in a random order
- *     bench-worker hash BLOCK SIZE            XXH3-128 of SIZE bytes of memory, in pieces of BLOCK bytes
- *     bench-worker shards DIR COUNT SIZE      COUNT new shards of SIZE bytes in all, of bytes that are nowhere else
+ *     bench-worker hash BLOCK SIZE            XXH3-128 of SIZE bytes of memory, BLOCK at a time
+ *     bench-worker shards DIR COUNT SIZE      COUNT shards of new bytes, SIZE in all
  *
  * Prints the seconds that the work took, without the start of the process; of `shards` the time
- * (CLOCK_MONOTONIC) when the last was closed: they are written and on the disk before the first is.
+ * (CLOCK_MONOTONIC) when the last was closed: they are on the disk before the first is.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -51,7 +51,8 @@ static void work_random(const char *path, size_t block, uint64_t count)
 	void *buf = block_of(block);
 
 	for (uint64_t i = 0; i < count; i++)
-		if (pread(fd, buf, block, (off_t)(next_random(&state) % blocks * block)) != (ssize_t)block)
+		if (pread(fd, buf, block, (off_t)(next_random(&state) % blocks * block)) !=
+			(ssize_t)block)
 			err(1, "%s", path);
 	close(fd);
 }
@@ -104,7 +105,11 @@ static void work_map(const char *path, size_t threads, bool shuffled)
 		err(1, "%s", path);
 	close(fd);
 	for (size_t i = 0; i < threads; i++) {
-		parts[i] = (struct part){ .begin = map + i * pages * PAGE, .pages = pages, .shuffled = shuffled };
+		parts[i] = (struct part){
+			.begin = map + i * pages * PAGE,
+			.pages = pages,
+			.shuffled = shuffled,
+		};
 		if (pthread_create(&parts[i].thread, NULL, touch, &parts[i]) != 0)
 			errx(1, "no thread");
 	}
@@ -116,7 +121,7 @@ static void work_map(const char *path, size_t threads, bool shuffled)
 
 /* ---- hashing ---- */
 
-/* From memory, as the bytes of a file in the page cache are: more of it than fits in a processor's caches. */
+/* From memory, as the page cache is: more of it than fits in a processor's caches. */
 static void work_hash(size_t block, uint64_t size)
 {
 	size_t room = size < (UINT64_C(1) << 28) ? (size_t)size : (size_t)1 << 28;
@@ -129,8 +134,10 @@ static void work_hash(size_t block, uint64_t size)
 		errx(1, "no memory, or more of a block than there is");
 	XXH3_128bits_reset(state);
 	begin = now();
-	for (size_t at = 0; done < size; done += block, at = at + 2 * block <= room ? at + block : 0)
+	for (size_t at = 0; done < size; done += block) {
 		XXH3_128bits_update(state, memory + at, block);
+		at = at + 2 * block <= room ? at + block : 0;
+	}
 	printf("%.6f\n", now() - begin);
 	if (XXH3_128bits_digest(state).low64 == 0)
 		warnx("a digest of 0");
@@ -142,13 +149,14 @@ static int write_shard(const char *path, uint64_t size, uint64_t *state)
 {
 	uint64_t each = size / TENSORS, header, *block = block_of(BLOCK);
 	char text[16384];
-	int n = snprintf(text, sizeof(text), "{"), fd = open_or_die(path, O_WRONLY | O_CREAT | O_EXCL);
+	int n = snprintf(text, sizeof(text), "{");
+	int fd = open_or_die(path, O_WRONLY | O_CREAT | O_EXCL);
 
 	for (unsigned i = 0; i < TENSORS; i++)
 		n += snprintf(text + n, sizeof(text) - (size_t)n,
-			"%s\"t%u\":{\"dtype\":\"U8\",\"shape\":[%llu],\"data_offsets\":[%llu,%llu]}",
-			i ? "," : "", i, (unsigned long long)each, (unsigned long long)(i * each),
-			(unsigned long long)((i + 1) * each));
+			"%s\"t%u\":{\"dtype\":\"U8\",\"shape\":[%llu],"
+			"\"data_offsets\":[%llu,%llu]}", i ? "," : "", i, (unsigned long long)each,
+			(unsigned long long)(i * each), (unsigned long long)((i + 1) * each));
 	n += snprintf(text + n, sizeof(text) - (size_t)n, "}");
 	while (n % 8 != 0)
 		text[n++] = ' ';
@@ -175,7 +183,8 @@ static void work_shards(const char *directory, uint64_t count, uint64_t size)
 	if (count > MAX_SHARDS)
 		errx(2, "at most %u shards", MAX_SHARDS);
 	for (uint64_t i = 0; i < count; i++) {
-		snprintf(path, sizeof(path), "%s/%llu.safetensors", directory, (unsigned long long)i);
+		snprintf(path, sizeof(path), "%s/%llu.safetensors", directory,
+			(unsigned long long)i);
 		fds[i] = write_shard(path, size / count, &state);
 		if (fsync(fds[i]) != 0)
 			err(1, "%s", path);
@@ -198,7 +207,8 @@ static void one_small(enum small what, const char *path, char *buf)
 	switch (what) {
 	case CREATE:
 		fd = open_or_die(path, O_WRONLY | O_CREAT | O_EXCL);
-		if (write(fd, path, strlen(path)) < 0 || write(fd, buf, SMALL) != SMALL || close(fd) != 0)
+		if (write(fd, path, strlen(path)) < 0 || write(fd, buf, SMALL) != SMALL ||
+			close(fd) != 0)
 			err(1, "%s", path);
 		break;
 	case STAT:
