@@ -132,6 +132,20 @@ static const struct {
 	{ NULL, op_remove_new, false },
 };
 
+/* Lookup is to cost one lookup: the directories above are known. */
+static void look_at_directory(const char *path)
+{
+	char name[ROOM];
+	char *slash;
+
+	snprintf(name, sizeof(name), "%s", path);
+	slash = strrchr(name, '/');
+	if (!slash)
+		return;
+	*slash = '\0';
+	op_lookup(name);
+}
+
 static void read_paths(void)
 {
 	char line[ROOM];
@@ -140,6 +154,7 @@ static void read_paths(void)
 		line[strcspn(line, "\n")] = '\0';
 		if (n_paths == MAX_PATHS || !(paths[n_paths++] = strdup(line)))
 			errx(2, "too many paths");
+		look_at_directory(line);
 	}
 }
 

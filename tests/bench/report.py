@@ -35,11 +35,12 @@ def picture(name, title):
 # ---- works at places ----
 
 def timed(results):
-    """(name of the work, entry, name of the measure, measure) of all that are timed at places."""
+    """(name of the work, entry, name of the measure, measure) of what was timed at places."""
     for work, entry in results["works"].items():
         if entry["kind"] == "timed":
             for name, measure in entry["measures"].items():
-                yield work, entry, name, measure
+                if measure["samples"]:
+                    yield work, entry, name, measure
 
 
 def verdicts(results):
@@ -76,12 +77,13 @@ def places_text(results):
     if not list(timed(results)):
         return ""
     met = sum(row[4] == "yes" for row in wanted)
-    return "\n".join([
-        "### Against what is wanted\n", f"{met} of {len(wanted)} are met.\n",
-        table(["work", "mount", "wanted", "seen", "met"], wanted),
-        "### Ratios of speed\n", picture("ratios.png", "ratios of speed"),
-        table(["work", *[f"{place} × {other}" for place, other in PAIRS]], all_ratios(results)),
-        "### Numbers\n", table(["work", *PLACES], times(results))])
+    parts = ["### Against what is wanted\n", f"{met} of {len(wanted)} are met.\n",
+             table(["work", "mount", "wanted", "seen", "met"], wanted)]
+    compared = all_ratios(results)
+    if compared:
+        parts += ["### Ratios of speed\n", picture("ratios.png", "ratios of speed"),
+                  table(["work", *[f"{place} × {other}" for place, other in PAIRS]], compared)]
+    return "\n".join([*parts, "### Numbers\n", table(["work", *PLACES], times(results))])
 
 
 # ---- cost against size ----

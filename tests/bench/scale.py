@@ -42,6 +42,11 @@ def probe(place, paths, passes):
     return found
 
 
+def first_opens(place, paths):
+    """Milliseconds of each."""
+    return [number / 1000 for number in probe(place, paths, 1)["first open and read"]]
+
+
 # ---- the large store ----
 
 
@@ -66,16 +71,19 @@ LARGE_MEASURES = (MOUNT, COLD_OPEN, OPEN, RESIDENT, MOST)
 
 def one_mount(place, shards):
     """The numbers of LARGE_MEASURES of a new mount."""
-    if can_drop_caches():
+    is_cold = can_drop_caches()
+    if is_cold:
         drop_caches()
     seconds = place.timed_mount()
     first, *others = shard_paths(place, shards, SHARDS_OPENED)
-    cold = probe(place, [first], 1)["first open and read"]
-    warm = probe(place, others, 1)["first open and read"]
+    cold = first_opens(place, [first])
+    warm = first_opens(place, others)
     place.run("sh", "-c", f"ls -lR {place.dir} > {place.base}/listing")
     now, most = memory(place.pid())
     place.umount()
-    return [seconds, cold[0] / 1000, statistics.median(warm or cold) / 1000, now, most]
+    if not is_cold:
+        seconds, cold = None, [None]
+    return [seconds, cold[0], statistics.median(warm), now, most]
 
 
 def measure_large(bench):
@@ -90,7 +98,8 @@ def measure_large(bench):
         place.run(place.tools.weightfs, "fsck", place.store)  # must find nothing
         for _ in range(sizes.rounds):
             for measure, number in zip(LARGE_MEASURES, one_mount(place, shards), strict=True):
-                samples[measure.name].setdefault(place.name, []).append(number)
+                if number is not None:
+                    samples[measure.name].setdefault(place.name, []).append(number)
         bench.remove(place)
     return {"measures": {measure.name: {"unit": measure.unit, "samples": samples[measure.name]}
                          for measure in LARGE_MEASURES},
