@@ -44,13 +44,13 @@ class Server:
 server = Server()
 
 
-def save_to(place, sizes, name):
+def save_to(directory, place, sizes):
     server.start(sizes.model)
-    return server.order(do="save", dir=str(place.dir / name), user=place.user)["seconds"]
+    return server.order(do="save", dir=str(directory), user=place.user)["seconds"]
 
 
 def save(place, sizes):
-    return (save_to(place, sizes, "saved"),)
+    return (save_to(place.dir / "saved", place, sizes),)
 
 
 def load(place, sizes):
@@ -62,12 +62,16 @@ def remove_saved(place, sizes):
     place.run("rm", "-rf", place.dir / "saved")
 
 
-MODEL = Fixture("a model of transformers", lambda place, sizes: save_to(place, sizes, "model"), ("model",))
+def make_model(place, sizes):
+    save_to(place.fixtures / "model", place, sizes)
+
+
+MODEL = Fixture("a model of transformers", make_model, ("model",))
 LOAD = (Bound(ROOT, "time", 1.05, DISK), Bound(USER, "time", 1.0, BINDFS_USER))
 
 WORKS = [
     Work("save_pretrained", (Measure("save_pretrained", (Bound(ROOT, "time", 1.1, DISK),
                                                          Bound(USER, "time", 1.0, BINDFS_USER))),),
-         save, tidy=remove_saved),
-    cold_and_warm("from_pretrained", load, LOAD, LOAD, (MODEL,)),
+         save, tidy=remove_saved, heavy=True, warm_up=False),
+    cold_and_warm("from_pretrained", load, LOAD, LOAD, (MODEL,), heavy=True),
 ]

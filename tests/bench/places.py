@@ -81,6 +81,11 @@ class Place:
         if self.user:
             shutil.chown(path, self.user, self.user)
 
+    @property
+    def fixtures(self):
+        """Where fixtures are made, to be seen in `dir`."""
+        return self.dir
+
     def run(self, *command, **options):
         """Run a command as the one who works here; its output."""
         return run([*as_user(self.user), *command], **options)
@@ -132,6 +137,11 @@ class Mirror(Place):
         self.below = self.base / "below"
         if not self.below.exists():
             self.make(self.below)
+
+    @property
+    def fixtures(self):
+        """Below: what is only made to be read need not be written in requests of 4 KiB, as bindfs does."""
+        return self.below
 
     def umount(self):
         self.run("fusermount3", "-u", self.dir)

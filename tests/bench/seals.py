@@ -37,5 +37,5 @@ def at_least(value):
 WORKS = [
     Work("seal", (Measure("seal, per core", at_least(4), "GB/s"), Measure("XXH3 alone, one core", (), "GB/s"),
                   Measure("seal, share of XXH3 alone", at_least(0.5), "")),
-         seal, tidy=remove, places=(ROOT, USER)),
+         seal, tidy=remove, places=(ROOT, USER), heavy=True),
 ]

@@ -11,8 +11,8 @@ git -c user.name=x -c user.email=x@x add . && git -c user.name=x -c user.email=x
 
 
 def make_small(place, sizes):
-    place.run("mkdir", place.dir / "small")
-    place.run(place.tools.worker, "create", place.dir / "small", sizes.small_files)
+    place.run("mkdir", place.fixtures / "small")
+    place.run(place.tools.worker, "create", place.fixtures / "small", sizes.small_files)
 
 
 def make_empty(place, sizes):
@@ -57,7 +57,7 @@ AS_BINDFS = (Bound(ROOT, "speed", 1.0, BINDFS), Bound(USER, "speed", 1.0, BINDFS
 
 WORKS = [
     Work("small files", (Measure("create small files", AS_BINDFS), Measure("remove small files", AS_BINDFS)),
-         created_and_removed, (EMPTY,), tidy=emptied, heavy=True),
+         created_and_removed, (EMPTY,), tidy=emptied, heavy=True, warm_up=False),
     Work("stat small files", (Measure("stat small files", AS_BINDFS),), small("stat", "small"), (SMALL,)),
     Work("read small files", (Measure("read small files", AS_BINDFS),), small("open", "small"), (SMALL,)),
     Work("git clone", (Measure("git clone", AS_BINDFS),), cloned, (REPOSITORY,), tidy=remove_clone,

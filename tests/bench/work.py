@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Callable
 
 MIB, GIB = 1 << 20, 1 << 30
-DISK, BINDFS, BINDFS_USER = "disk", "bindfs", "bindfs ordinary"
+DISK, BINDFS, PASSTHROUGH, BINDFS_USER = "disk", "bindfs", "passthrough", "bindfs ordinary"
 ROOT, USER = "weightfs", "weightfs ordinary"
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 
@@ -20,7 +20,7 @@ class Sizes:
     set: int = 64 * MIB          # the base model of the checkpoints that are backed up
     small_files: int = 20_000
     git_files: int = 5_000
-    random_small: int = 4_000    # reads of 4 KiB, cold; 25 times that warm
+    random_small: int = 4_000    # reads of 4 KiB, cold; 10 times that warm
     random_large: int = 300      # reads of 1 MiB, cold; 5 times that warm
     objects: int = 1_000_000     # of the large store
     files: int = 100_000
@@ -112,7 +112,7 @@ def drop_caches():
     DROP_CACHES.write_text("3")
 
 
-def cold_and_warm(name, once, cold, warm, needs=(), once_warm=None):
+def cold_and_warm(name, once, cold, warm, needs=(), once_warm=None, heavy=False):
     """A work done twice in each round: with dropped caches, and again at once."""
     def run(place, sizes):
         first = None
@@ -124,7 +124,7 @@ def cold_and_warm(name, once, cold, warm, needs=(), once_warm=None):
         return first, (once_warm or once)(place, sizes)
 
     measures = (Measure(f"{name}, cold", cold), Measure(f"{name}, warm", warm))
-    return Work(name, measures, run, needs, warm_up=False)
+    return Work(name, measures, run, needs, heavy=heavy, warm_up=False)
 
 
 def worker(*arguments, size=None):
