@@ -323,6 +323,7 @@ def run(arguments, results):
                 continue
             failed += [f"{work.name} at {name}" for name in entry.get("problems", {}) if "weightfs" in name]
             results_module.add(results, work.name, entry, describing)
+            results_module.order(results, [known.name for known in WORKS])
             if arguments.write:  # after each work: what was measured stays, whatever comes later
                 write(results, arguments.docs)
     finally:

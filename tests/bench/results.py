@@ -27,6 +27,11 @@ def add(results, name, entry, machine):
     results["machines"] = {key: value for key, value in results["machines"].items() if key in used}
 
 
+def order(results, names):
+    """Sort the works as they are here; what is no work any more goes."""
+    results["works"] = {name: results["works"][name] for name in names if name in results["works"]}
+
+
 def save(results, path):
     new = path.with_suffix(".new")
     new.write_text(json.dumps(results, indent=1) + "\n")
