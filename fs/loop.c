@@ -6,13 +6,14 @@
 #include <string.h>
 #include <time.h>
 
-/* Threads that wait for a request in the kernel while none is served. */
-#define READERS 2
+/* Threads that wait for a request in the kernel: at first, and at most after requests that came together. */
+#define READERS_FIRST 2
+#define READERS_MAX 4
 
 /*
  * The kernel wakes the thread that has waited longest. With all of them waiting
  * there, one program's requests would go around all of them, and each find its
- * stacks cold: two wait there, the others here, until both of these are busy.
+ * stacks cold: few wait there, the others here, until those are busy.
  */
 struct crew {
 	struct wfs_driver *d;
@@ -23,13 +24,13 @@ struct crew {
 	bool ends;
 };
 
-/* False: there is nothing more to do. */
-static bool go_reading(struct crew *c)
+/* Where `max` threads are reading already, wait for a call. False: there is nothing more to do. */
+static bool go_reading(struct crew *c, unsigned max)
 {
 	bool goes;
 
 	pthread_mutex_lock(&c->lock);
-	while (!c->calls && c->readers >= READERS && !c->ends)
+	while (!c->calls && c->readers >= max && !c->ends)
 		pthread_cond_wait(&c->wanted, &c->lock);
 	if (c->calls)
 		c->calls--;
@@ -83,7 +84,7 @@ static void *thread_main(void *ctx)
 	struct wfs_driver *d = c->d;
 	struct fuse_buf buf = { .mem = NULL };
 
-	while (go_reading(c)) {
+	for (bool goes = go_reading(c, READERS_FIRST); goes; goes = go_reading(c, READERS_MAX)) {
 		int n = receive(c, &buf);
 
 		if (n <= 0) {

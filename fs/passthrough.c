@@ -115,9 +115,17 @@ static ssize_t io_read(int fd, void *buf, size_t len, void *userdata)
 	return read(fd, buf, len);
 }
 
+static ssize_t io_splice(int from, off_t *from_offset, int to, off_t *to_offset, size_t len,
+	unsigned flags, void *userdata)
+{
+	(void)userdata;
+	return splice(from, from_offset, to, to_offset, len, flags);
+}
+
 void wfs_passthrough_prepare(struct wfs_driver *d)
 {
-	static const struct fuse_custom_io io = { .writev = io_writev, .read = io_read };
+	static const struct fuse_custom_io io = { .writev = io_writev, .read = io_read,
+		.splice_send = io_splice };
 	struct wfs_passthrough *p = &d->passthrough;
 
 	if (d->options->passthrough == WFS_PASSTHROUGH_OFF)

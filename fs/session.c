@@ -21,7 +21,8 @@ static void set_capabilities(struct fuse_conn_info *conn)
 	const unsigned wanted = FUSE_CAP_ASYNC_READ | FUSE_CAP_PARALLEL_DIROPS |
 				FUSE_CAP_READDIRPLUS | FUSE_CAP_READDIRPLUS_AUTO |
 				FUSE_CAP_ATOMIC_O_TRUNC | FUSE_CAP_CACHE_SYMLINKS |
-				FUSE_CAP_ASYNC_DIO | FUSE_CAP_EXPORT_SUPPORT;
+				FUSE_CAP_ASYNC_DIO | FUSE_CAP_EXPORT_SUPPORT |
+				FUSE_CAP_SPLICE_WRITE;
 	/*
 	 * Not: writeback caching, for the gate must see the bytes at rename and
 	 * close; invalidation by mtime, for only this mount changes files;
@@ -29,8 +30,7 @@ static void set_capabilities(struct fuse_conn_info *conn)
 	 * are the kernel's own.
 	 */
 	conn->want &= ~(unsigned)(FUSE_CAP_WRITEBACK_CACHE | FUSE_CAP_AUTO_INVAL_DATA |
-		FUSE_CAP_HANDLE_KILLPRIV | FUSE_CAP_SPLICE_READ | FUSE_CAP_SPLICE_WRITE |
-		FUSE_CAP_SPLICE_MOVE | FUSE_CAP_POSIX_LOCKS | FUSE_CAP_FLOCK_LOCKS);
+		FUSE_CAP_HANDLE_KILLPRIV | FUSE_CAP_SPLICE_READ | FUSE_CAP_SPLICE_MOVE | FUSE_CAP_POSIX_LOCKS | FUSE_CAP_FLOCK_LOCKS);
 	conn->want |= conn->capable & wanted;
 	conn->max_write = WFS_MAX_IO;
 	conn->max_read = WFS_MAX_IO; /* and as an option of the mount: libfuse wants both */

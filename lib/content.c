@@ -357,6 +357,55 @@ ssize_t wfs_content_read(struct wfs_content *c, void *buf, size_t len, uint64_t 
 	return c->staging ? read_staging(c, buf, len, offset) : read_sealed(c, buf, len, offset);
 }
 
+static struct wfs_datafile *place_of(struct wfs_content *c, uint64_t offset, size_t len,
+	uint64_t *ret_offset)
+{
+	const struct wfs_extent *e;
+
+	*ret_offset = offset;
+	if (c->staging)
+		return c->staging;
+	e = &c->extents[find_extent(c, offset)];
+	*ret_offset = e->offset + (offset - e->at);
+	return e->at + e->length - offset >= len ? e->df : NULL;
+}
+
+/* Of a data file that was cut short the reader hears by wfs_content_read. */
+static bool is_there(const struct wfs_span *span)
+{
+	struct stat st;
+
+	return fstat(span->fd, &st) == 0 && (uint64_t)st.st_size >= span->offset + span->len;
+}
+
+int wfs_span_begin(struct wfs_span *span, struct wfs_content *c, uint64_t offset, size_t len)
+{
+	uint64_t size;
+	int ret = wfs_content_size(c, &size);
+
+	if (ret || offset >= size || len == 0)
+		return ret;
+	span->len = WFS_MIN(len, size - offset);
+	span->df = place_of(c, offset, span->len, &span->offset);
+	if (!span->df)
+		return 0;
+	span->fd = wfs_datafile_use(c->table, span->df);
+	if (span->fd < 0)
+		return span->fd;
+	if (!is_there(span)) {
+		wfs_datafile_unuse(c->table, span->df);
+		return 0;
+	}
+	span->content = wfs_content_ref(c);
+	return 1;
+}
+
+void wfs_span_end(struct wfs_span *span)
+{
+	wfs_datafile_unuse(span->content->table, span->df);
+	wfs_content_unref(span->content);
+}
+
 /* lseek within [from, from + length) of a data file: relative place, or -1 if all is the other kind. */
 static int64_t seek_in_file(struct wfs_content *c, struct wfs_datafile *df, uint64_t from,
 	uint64_t length, int whence)

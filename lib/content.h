@@ -61,6 +61,22 @@ struct wfs_datafile *wfs_content_whole(const struct wfs_content *c);
 
 int wfs_content_size(struct wfs_content *c, uint64_t *ret);
 
+/* Bytes that stand one behind the other in a data file. */
+struct wfs_span {
+	struct wfs_content *content; /* a reference */
+	struct wfs_datafile *df;
+	int fd;          /* of the data file, in use until wfs_span_end */
+	uint64_t offset; /* in the data file */
+	size_t len;      /* bytes, > 0 */
+};
+
+/*
+ * For who can move bytes without reading them: where [offset, +len) is, less at the end
+ * of the content. 1; 0: there are no bytes, or not all in one place, so read them; -errno.
+ */
+int wfs_span_begin(struct wfs_span *span, struct wfs_content *c, uint64_t offset, size_t len);
+void wfs_span_end(struct wfs_span *span);
+
 /* As pread(2): fewer bytes only at the end. -EIO where a data file ends too early. */
 ssize_t wfs_content_read(struct wfs_content *c, void *buf, size_t len, uint64_t offset);
 

@@ -259,6 +259,15 @@ ssize_t wfs_file_read(struct wfs_file *f, void *buf, size_t len, uint64_t offset
 	return n;
 }
 
+int wfs_file_span(struct wfs_file *f, struct wfs_span *span, uint64_t offset, size_t len)
+{
+	struct wfs_content *c = wfs_file_content(f);
+	int ret = wfs_span_begin(span, c, offset, len);
+
+	wfs_content_unref(c);
+	return ret;
+}
+
 int64_t wfs_file_seek(struct wfs_file *f, uint64_t offset, int whence)
 {
 	struct wfs_content *c = wfs_file_content(f);
