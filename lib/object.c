@@ -90,7 +90,7 @@ int wfs_object_unref(struct wfs_db *db, uint64_t id, uint64_t *ret_data_file)
 int wfs_object_died_in(struct wfs_db *db, uint64_t data_file)
 {
 	uint64_t one;
-	int alive = wfs_db_number(db, WFS_Q_OBJECT_IN_FILE, &one, "i", data_file);
+	int alive = wfs_db_number(db, WFS_Q_DATA_IN_USE, &one, "i", data_file);
 
 	if (alive < 0)
 		return alive;

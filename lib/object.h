@@ -45,7 +45,7 @@ int wfs_object_ref(struct wfs_db *db, uint64_t id, uint64_t n);
  */
 int wfs_object_unref(struct wfs_db *db, uint64_t id, uint64_t *ret_data_file);
 
-/* Ranges of this pack died: doom it if nothing is alive in it, else have it punched. */
+/* Ranges of this pack died: doom it if nothing is alive in it and it is no whole copy, else have it punched. */
 int wfs_object_died_in(struct wfs_db *db, uint64_t data_file);
 
 #endif

@@ -9,6 +9,7 @@
 #include "lib/object.h"
 #include "lib/reserve.h"
 #include "lib/seal_plan.h"
+#include "lib/whole.h"
 
 /* How often the objects that were found may be gone by the time of the transaction. */
 #define MAX_TRIES 20
@@ -16,6 +17,7 @@
 /* What becomes of the staging file. */
 enum fate {
 	KEEP_WHOLE, /* all of it is new: it is the pack as it stands */
+	KEEP_COPY,  /* the same, but some is not new: the whole copy of its manifest */
 	KEEP_PART,  /* the pack of some; the rest is punched out */
 	INTO_DB,    /* nothing is left but what the database takes */
 };
@@ -30,15 +32,28 @@ static uint64_t count_fresh(const struct wfs_plan *p)
 	return fresh;
 }
 
-static enum fate choose_fate(const struct wfs_plan *p)
+static enum fate fate_of(const struct wfs_plan *p, uint64_t fresh, bool shares)
 {
-	uint64_t fresh = count_fresh(p);
-
 	if (p->size <= WFS_SMALL_FILE)
 		return INTO_DB;
 	if (fresh == p->size)
 		return KEEP_WHOLE;
+	if (shares)
+		return KEEP_COPY;
 	return fresh <= WFS_SMALL_REST ? INTO_DB : KEEP_PART;
+}
+
+static int choose_fate(struct wfs_plan *p, enum fate *ret)
+{
+	uint64_t fresh = count_fresh(p);
+	int shares = 0;
+
+	if (p->size > WFS_SMALL_FILE && fresh < p->size)
+		shares = wfs_plan_share(p);
+	if (shares < 0)
+		return shares;
+	*ret = fate_of(p, fresh, shares > 0);
+	return 0;
 }
 
 /* ---- the transaction ---- */
@@ -143,6 +158,11 @@ static int record(struct wfs_plan *p, enum fate fate, uint64_t *ids, struct wfs_
 		err = wfs_manifest_put(&s->db, ids, p->n, p->size, &manifest, &shared);
 	if (!err)
 		err = seal_inode(s, p->file->ino, data_file, manifest, p->size);
+	/* Made by another seal meanwhile: that has a data file. */
+	if (!err && fate == KEEP_COPY && shared)
+		fate = INTO_DB;
+	if (!err && fate == KEEP_COPY)
+		err = wfs_whole_set(&s->db, manifest, data_file, p->shared);
 	if (!err)
 		err = settle_data_file(&s->db, data_file, fate);
 	return err ? err : wfs_content_load(&s->db, &s->datafiles, manifest, ret);
@@ -200,6 +220,7 @@ static void log_sealed(const struct wfs_plan *p, enum fate fate)
 {
 	static const char *const where[] = {
 		[KEEP_WHOLE] = "a data file",
+		[KEEP_COPY] = "a data file that shares the blocks of the rest",
 		[KEEP_PART] = "part of a data file",
 		[INTO_DB] = "the database",
 	};
@@ -226,9 +247,10 @@ static int seal_plan(struct wfs_file *f, struct wfs_plan *p)
 		enum fate fate;
 
 		ret = wfs_plan_match(p);
+		if (ret == 0)
+			ret = choose_fate(p, &fate);
 		if (ret)
 			return ret;
-		fate = choose_fate(p);
 		/* Sealed means that the bytes are on the disk. */
 		if (fate != INTO_DB)
 			ret = wfs_datafile_sync(&f->store->datafiles, p->content->staging);

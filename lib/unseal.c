@@ -7,6 +7,7 @@
 #include "lib/file_priv.h"
 #include "lib/manifest.h"
 #include "lib/quota.h"
+#include "lib/whole.h"
 
 #define CHUNK ((size_t)1 << 20)
 
@@ -99,19 +100,19 @@ int wfs_content_copy(struct wfs_content *from, uint64_t length, struct wfs_dataf
 /* Within a transaction: no object stays in the data file. -EXDEV if others need one. */
 static int empty_pack(struct wfs_db *db, uint64_t manifest, uint64_t data_file)
 {
-	uint64_t object;
-	int ret = wfs_db_number(db, WFS_Q_OBJECT_IN_FILE, &object, "i", data_file);
-	bool has_objects = ret > 0;
+	uint64_t one;
+	int ret = wfs_db_number(db, WFS_Q_DATA_IN_USE, &one, "i", data_file);
+	bool is_used = ret > 0;
 
 	if (ret < 0)
 		return ret;
-	if (has_objects) {
+	if (is_used) {
 		ret = wfs_manifest_owns(db, manifest, data_file);
 		if (ret <= 0)
 			return ret ? ret : -EXDEV;
 	}
 	ret = manifest ? wfs_manifest_unref(db, manifest) : 0;
-	while (ret == 0 && has_objects && (ret = wfs_manifest_dismantle(db, manifest, 1000)) > 0)
+	while (ret == 0 && is_used && (ret = wfs_manifest_dismantle(db, manifest, 1000)) > 0)
 		ret = 0;
 	return ret;
 }
@@ -287,6 +288,8 @@ static int swap(struct wfs_file *f, const struct wfs_content *old, struct wfs_da
 
 	if (ret == 0)
 		ret = wfs_db_run(db, WFS_Q_OBJECTS_MOVE, "ii", pack, df->id);
+	if (ret == 0)
+		ret = wfs_whole_move(db, df->id, pack);
 	if (ret == 0)
 		ret = wfs_db_run(db, WFS_Q_DATA_STATE, "ii", (uint64_t)WFS_DATA_PACK, pack);
 	if (ret == 0)
