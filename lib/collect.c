@@ -31,6 +31,7 @@ bool wfs_collect_wanted(struct wfs_store *s)
 
 static int dismantle_some(struct wfs_store *s)
 {
+	bool left = false;
 	uint64_t id;
 	int found = wfs_db_begin(&s->db);
 
@@ -38,8 +39,9 @@ static int dismantle_some(struct wfs_store *s)
 		return found;
 	found = wfs_db_number(&s->db, WFS_Q_MANIFEST_DEAD, &id, "");
 	if (found > 0) {
-		atomic_store(&s->settle_wanted, true);
-		found = wfs_manifest_dismantle(&s->db, id, OBJECTS_AT_ONCE);
+		found = wfs_manifest_dismantle(&s->db, id, OBJECTS_AT_ONCE, &left);
+		if (left)
+			atomic_store(&s->settle_wanted, true);
 		if (found == 0)
 			found = 1; /* there may be another */
 	}

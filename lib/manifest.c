@@ -178,7 +178,8 @@ static int read_tail(struct wfs_db *db, uint64_t id, size_t max, uint64_t *ids, 
 	return more;
 }
 
-static int drop_tail(struct wfs_db *db, uint64_t id, const uint64_t *ids, size_t n, uint64_t first)
+static int drop_tail(struct wfs_db *db, uint64_t id, const uint64_t *ids, size_t n, uint64_t first,
+	bool *ret_left)
 {
 	struct died died = { NULL, 0 };
 	int ret = 0;
@@ -187,7 +188,9 @@ static int drop_tail(struct wfs_db *db, uint64_t id, const uint64_t *ids, size_t
 		uint64_t data_file;
 
 		ret = wfs_object_unref(db, ids[i], &data_file);
-		if (ret == 0)
+		if (ret > 0)
+			*ret_left = true;
+		if (ret >= 0)
 			ret = remember(&died, data_file);
 	}
 	for (size_t i = 0; i < died.n && ret == 0; i++)
@@ -212,7 +215,7 @@ static int delete_row(struct wfs_db *db, uint64_t id)
 	return ret == 0 && whole ? wfs_object_died_in(db, whole) : ret;
 }
 
-int wfs_manifest_dismantle(struct wfs_db *db, uint64_t id, size_t max)
+int wfs_manifest_dismantle(struct wfs_db *db, uint64_t id, size_t max, bool *ret_left)
 {
 	WFS_AUTO_FREE uint64_t *ids = reallocarray(NULL, max, sizeof(*ids));
 	uint64_t first = 0;
@@ -223,7 +226,7 @@ int wfs_manifest_dismantle(struct wfs_db *db, uint64_t id, size_t max)
 		return -ENOMEM;
 	ret = read_tail(db, id, max, ids, &n, &first);
 	if (ret == 0 && n > 0)
-		ret = drop_tail(db, id, ids, n, first);
+		ret = drop_tail(db, id, ids, n, first, ret_left);
 	if (ret)
 		return ret;
 	if (n == max && first > 0)

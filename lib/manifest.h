@@ -28,9 +28,10 @@ int wfs_manifest_unref(struct wfs_db *db, uint64_t id);
 /*
  * Take up to `max` objects off the end of a dead manifest and drop their
  * references; with the last its row goes, and its whole copy dies where that is not
- * also where objects live. 1: there is more; 0: done.
+ * also where objects live. 1: there is more; 0: done. *ret_left becomes true if others
+ * have one of these objects: it may be one file's alone now (wfs_whole_settle).
  */
-int wfs_manifest_dismantle(struct wfs_db *db, uint64_t id, size_t max);
+int wfs_manifest_dismantle(struct wfs_db *db, uint64_t id, size_t max, bool *ret_left);
 
 /* The ids of its objects in order; the caller frees *ret. */
 int wfs_manifest_ids(struct wfs_db *db, uint64_t id, uint64_t **ret, size_t *ret_n);

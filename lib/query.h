@@ -110,6 +110,7 @@
 	Q(MANIFEST_DELETE, "DELETE FROM manifest WHERE id = ?")                                    \
 	/* whole copies */                                                                         \
 	Q(WHOLE_SET, "UPDATE manifest SET whole = ?, shared = ? WHERE id = ?")                     \
+	Q(WHOLE_CLEAR, "UPDATE manifest SET whole = NULL, shared = 0 WHERE id = ?")                \
 	Q(WHOLE_SHARED, "UPDATE manifest SET shared = ? WHERE id = ?")                             \
 	Q(WHOLE_MOVE, "UPDATE manifest SET whole = ? WHERE whole = ?")                             \
 	Q(WHOLE_OF_FILE, "SELECT id FROM manifest WHERE whole = ?")                                \

@@ -48,6 +48,7 @@ struct stray {
 
 struct strays {
 	uint64_t whole, shared, refs; /* of the manifest */
+	uint64_t in_database;         /* rows whose bytes are there */
 	struct stray *list;
 	size_t n, room;
 };
@@ -88,6 +89,8 @@ static int read_strays(struct wfs_db *db, uint64_t manifest, struct strays *s)
 	sqlite3_stmt *row;
 	int more;
 
+	s->n = 0;
+	s->in_database = 0;
 	for (more = wfs_db_first(db, WFS_Q_MANIFEST_LOAD, &row, "i", manifest); more > 0;
 		more = wfs_db_next(db, row)) {
 		struct stray stray = {
@@ -101,6 +104,7 @@ static int read_strays(struct wfs_db *db, uint64_t manifest, struct strays *s)
 		bool is_home = stray.data_file == s->whole && stray.offset == at;
 		int err = stray.data_file && !is_home ? add_stray(s, &stray) : 0;
 
+		s->in_database += !stray.data_file;
 		if (!err && wfs_add_overflows(at, stray.length, &at))
 			err = -EUCLEAN;
 		if (err) {
@@ -162,13 +166,13 @@ static int leave_files(struct wfs_db *db, struct stray *moved, size_t n)
 }
 
 /* Of what still lives elsewhere, the blocks stay shared. */
-static int count_shared(struct wfs_db *db, uint64_t manifest, struct strays *s, uint64_t block)
+static int count_again(struct wfs_db *db, uint64_t manifest, struct strays *s, uint64_t block)
 {
 	uint64_t shared = 0;
-	int err;
+	int err = read_strays(db, manifest, s);
 
-	s->n = 0;
-	err = read_strays(db, manifest, s);
+	if (!err && s->n == 0 && s->in_database == 0)
+		return wfs_db_run(db, WFS_Q_WHOLE_CLEAR, "i", manifest);
 	for (size_t i = 0; i < s->n && !err; i++)
 		shared += wfs_share_inner(block, s->list[i].at, s->list[i].offset,
 			s->list[i].length, NULL);
@@ -188,8 +192,8 @@ int wfs_whole_settle(struct wfs_db *db, uint64_t manifest, uint64_t block)
 		ret = move_own(db, &s, &moved);
 	if (!ret && moved)
 		ret = leave_files(db, s.list, moved);
-	if (!ret && moved && s.shared)
-		ret = count_shared(db, manifest, &s, block);
+	if (!ret && moved)
+		ret = count_again(db, manifest, &s, block);
 	free(s.list);
 	return ret;
 }

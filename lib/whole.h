@@ -28,7 +28,8 @@ int wfs_whole_move(struct wfs_db *db, uint64_t from, uint64_t to);
 /*
  * Let each object whose only references are in this manifest live in its whole
  * copy: what it had elsewhere died. So no byte is stored twice for a file that is
- * gone. Nothing to do where there is no whole copy, or nobody names the manifest.
+ * gone; and once all of them live there, in order, it is the manifest's own data file,
+ * and no copy. Nothing to do where there is no whole copy, or nobody names the manifest.
  * `block`: bytes of a disk block that can be shared.
  */
 int wfs_whole_settle(struct wfs_db *db, uint64_t manifest, uint64_t block);
