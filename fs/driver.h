@@ -51,6 +51,8 @@ struct wfs_handle {
 	bool counted;    /* in its inode's wfs_io */
 	int32_t backing; /* 0: reads and writes come to the driver */
 	atomic_bool wrote; /* since the gate last let it pass */
+	atomic_bool repacking;      /* a thread is at `repack` */
+	struct wfs_repack *repack;  /* of op_ioctl.c; NULL: none is under way */
 	struct wfs_handle *next, **link; /* in the driver's list, under its lock; link: what points here */
 };
 
@@ -165,5 +167,8 @@ void wfs_op_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const cha
 void wfs_op_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t size);
 void wfs_op_listxattr(fuse_req_t req, fuse_ino_t ino, size_t size);
 void wfs_op_removexattr(fuse_req_t req, fuse_ino_t ino, const char *name);
+void wfs_op_ioctl(fuse_req_t req, fuse_ino_t ino, unsigned int cmd, void *arg,
+	struct fuse_file_info *fi, unsigned int flags, const void *in, size_t in_size,
+	size_t out_size);
 
 #endif

@@ -6,6 +6,7 @@
 #include "fs/driver.h"
 #include "lib/content.h"
 #include "lib/gate.h"
+#include "lib/repack.h"
 
 /* The most that a reply to copy_file_range can count, in whole pages. */
 #define COPY_REPLY_MAX (UINT32_MAX & ~4095u)
@@ -83,6 +84,7 @@ void wfs_handle_free(struct wfs_driver *d, struct wfs_handle *h)
 	bool wants_seal;
 
 	list_remove(d, h);
+	wfs_repack_end(h->repack);
 	/* A mapping may have written after the last close(2): nobody is there to be told. */
 	note_writes(h);
 	if (atomic_load(&h->wrote))

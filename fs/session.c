@@ -103,6 +103,7 @@ const struct fuse_lowlevel_ops wfs_ops = {
 	.getxattr = wfs_op_getxattr,
 	.listxattr = wfs_op_listxattr,
 	.removexattr = wfs_op_removexattr,
+	.ioctl = wfs_op_ioctl,
 };
 
 /* ---- paths ---- */

@@ -9,6 +9,7 @@
 #include "lib/manifest.h"
 #include "lib/reserve.h"
 #include "lib/store_priv.h"
+#include "lib/whole.h"
 
 #define OBJECTS_AT_ONCE 1000 /* of a dead manifest, in one transaction */
 #define MANIFESTS_AT_ONCE 64 /* in one transaction */
@@ -32,13 +33,16 @@ bool wfs_collect_wanted(struct wfs_store *s)
 /* 1: took apart one, or a part of one; 0: there is none; -errno. */
 static int dismantle_one(struct wfs_store *s)
 {
+	bool left = false;
 	uint64_t id;
 	int found = wfs_db_number(&s->db, WFS_Q_MANIFEST_DEAD, &id, "");
 
 	if (found > 0)
-		found = wfs_manifest_dismantle(&s->db, id, OBJECTS_AT_ONCE);
+		found = wfs_manifest_dismantle(&s->db, id, OBJECTS_AT_ONCE, &left);
 	else
 		return found;
+	if (left)
+		atomic_store(&s->settle_wanted, true);
 	return found < 0 ? found : 1;
 }
 
@@ -65,6 +69,40 @@ static int dismantle_all(struct wfs_store *s)
 		more = dismantle_some(s);
 	while (more > 0 || (more == -ENOSPC && wfs_reserve_make_room(s, &tries)));
 	return more;
+}
+
+/* ---- whole copies ---- */
+
+/* One manifest in one transaction. 1 if there may be more behind *after. */
+static int settle_next(struct wfs_store *s, uint64_t *after)
+{
+	uint64_t manifest;
+	int found = wfs_db_begin(&s->db);
+
+	if (found)
+		return found;
+	found = wfs_whole_next(&s->db, after, &manifest);
+	if (found > 0) {
+		found = wfs_whole_settle(&s->db, manifest, s->share_block);
+		if (found == 0)
+			found = 1;
+	}
+	return wfs_db_end(&s->db, found);
+}
+
+/* What the manifests that were taken apart have left to one file alone may live in its whole copy. */
+static int settle_all(struct wfs_store *s)
+{
+	uint64_t after = 0;
+	int more = 0;
+
+	if (!atomic_exchange(&s->settle_wanted, false))
+		return 0;
+	while ((more = settle_next(s, &after)) > 0)
+		;
+	if (more)
+		atomic_store(&s->settle_wanted, true);
+	return more == -ENOSPC ? 0 : more; /* it can wait */
 }
 
 /* ---- data files ---- */
@@ -124,11 +162,15 @@ static int find_gaps(struct wfs_store *s, uint64_t id, const struct stat *st, st
 	uint64_t block = (uint64_t)st->st_blksize, end = 0;
 	uint64_t size = ((uint64_t)st->st_size + block - 1) / block * block;
 	sqlite3_stmt *row;
+	uint64_t manifest;
 	int more, err = 0;
 
 	more = wfs_db_begin_read(&s->db);
 	if (more)
 		return more;
+	more = wfs_whole_of(&s->db, id, &manifest);
+	if (more) /* a whole copy has none */
+		return wfs_db_end(&s->db, WFS_MIN(more, 0));
 	for (more = wfs_db_first(&s->db, WFS_Q_OBJECTS_OF_FILE, &row, "i", id); more > 0;
 		more = wfs_db_next(&s->db, row)) {
 		uint64_t offset = (uint64_t)sqlite3_column_int64(row, 2);
@@ -313,6 +355,8 @@ int wfs_collect(struct wfs_store *s)
 	pthread_mutex_lock(&s->collect_lock);
 	atomic_store(&s->collect_wanted, false);
 	ret = dismantle_all(s);
+	if (ret == 0)
+		ret = settle_all(s);
 	while (ret == 0 && (ret = collect_some(s, work, &after)) > 0)
 		ret = 0;
 	if (ret)

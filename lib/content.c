@@ -62,6 +62,20 @@ struct wfs_datafile *wfs_content_whole(const struct wfs_content *c)
 	return c->n == 1 && c->extents[0].df && c->extents[0].offset == 0 ? c->extents[0].df : NULL;
 }
 
+const char *wfs_content_layout(const struct wfs_content *c)
+{
+	if (c->staging)
+		return "dirty";
+	if (c->n == 0)
+		return "empty";
+	if (wfs_content_whole(c))
+		return "whole";
+	for (size_t i = 0; i < c->n; i++)
+		if (c->extents[i].df)
+			return "composed";
+	return "database";
+}
+
 /* ---- loading ---- */
 
 struct loader {
@@ -132,6 +146,12 @@ static int copy_inline(struct loader *l, const struct wfs_object *o)
 	return found;
 }
 
+/* Are the last two extents both in the buffer? There they are neighbours, too. */
+static bool joins_inline(const struct wfs_content *c)
+{
+	return c->n > 1 && !c->extents[c->n - 1].df && !c->extents[c->n - 2].df;
+}
+
 static int add_inline(struct loader *l, const struct wfs_object *o, uint64_t end)
 {
 	uint64_t need;
@@ -156,6 +176,8 @@ static int add_inline(struct loader *l, const struct wfs_object *o, uint64_t end
 	/* The buffer may still move: keep the place, see fix_inline. */
 	l->c->extents[l->c->n++] = (struct wfs_extent){ .at = l->c->size, .length = o->length,
 		.offset = l->inline_len };
+	if (joins_inline(l->c))
+		l->c->extents[--l->c->n - 1].length += o->length;
 	l->inline_len = need;
 	l->c->size = end;
 	return 0;
@@ -200,17 +222,23 @@ static int load_rows(struct loader *l, uint64_t id)
 	return more;
 }
 
-static int check_size(struct loader *l, uint64_t id)
+static int load_manifest(struct loader *l, uint64_t id)
 {
+	struct wfs_object whole = { .offset = 0 };
 	sqlite3_stmt *row;
-	uint64_t size;
 	int found = wfs_db_first(l->db, WFS_Q_MANIFEST_GET, &row, "i", id);
 
 	if (found <= 0)
 		return found < 0 ? found : -EUCLEAN;
-	size = (uint64_t)sqlite3_column_int64(row, 1);
+	whole.length = (uint64_t)sqlite3_column_int64(row, 1);
+	whole.data_file = (uint64_t)sqlite3_column_int64(row, 3);
 	wfs_db_done(row);
-	return size == l->c->size ? 0 : -EUCLEAN;
+	if (whole.data_file)
+		return add_object(l, &whole);
+	found = load_rows(l, id);
+	if (found)
+		return found;
+	return whole.length == l->c->size ? 0 : -EUCLEAN;
 }
 
 int wfs_content_load(struct wfs_db *db, struct wfs_datafiles *table, uint64_t id,
@@ -222,9 +250,7 @@ int wfs_content_load(struct wfs_db *db, struct wfs_datafiles *table, uint64_t id
 	if (!l.c)
 		return -ENOMEM;
 	l.c->manifest = id;
-	err = load_rows(&l, id);
-	if (err == 0)
-		err = check_size(&l, id);
+	err = load_manifest(&l, id);
 	fix_inline(l.c);
 	if (err) {
 		wfs_content_unref(l.c);

@@ -44,7 +44,8 @@ struct wfs_content *wfs_content_new_empty(struct wfs_datafiles *table);
 
 /*
  * Read manifest `id` (within a transaction). -EUCLEAN where it does not add
- * up. *ret has one reference.
+ * up. *ret has one reference. What has a whole copy is one extent; of the others
+ * neighbours are one extent where their bytes are neighbours, too.
  */
 int wfs_content_load(struct wfs_db *db, struct wfs_datafiles *table, uint64_t id,
 	struct wfs_content **ret);
@@ -55,6 +56,9 @@ int wfs_content_of_object(struct wfs_db *db, struct wfs_datafiles *table,
 
 struct wfs_content *wfs_content_ref(struct wfs_content *c);
 void wfs_content_unref(struct wfs_content *c); /* NULL is allowed */
+
+/* How it is kept: "dirty", "empty", "whole", "composed", or "database". Constant. */
+const char *wfs_content_layout(const struct wfs_content *c);
 
 /* The data file that holds all of it from offset 0 in order, or NULL. */
 struct wfs_datafile *wfs_content_whole(const struct wfs_content *c);

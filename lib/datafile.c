@@ -394,10 +394,17 @@ bool wfs_datafile_is_ours(struct wfs_datafiles *t, struct wfs_datafile *df)
 	return try_lease(t, df, F_WRLCK) == 0;
 }
 
+int wfs_datafiles_scratch(struct wfs_datafiles *t)
+{
+	int fd = openat(t->data_fd, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+
+	return fd < 0 ? -errno : fd;
+}
+
 /* 1 or -1. */
 static int try_close_off(struct wfs_datafiles *t)
 {
-	WFS_AUTO_CLOSE int fd = openat(t->data_fd, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+	WFS_AUTO_CLOSE int fd = wfs_datafiles_scratch(t);
 	bool holds;
 
 	if (fd < 0 || set_immutable(fd, true) != 0)

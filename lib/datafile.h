@@ -112,6 +112,9 @@ bool wfs_datafile_is_ours(struct wfs_datafiles *t, struct wfs_datafile *df);
 int wfs_datafile_close_off(struct wfs_datafiles *t, struct wfs_datafile *df);
 int wfs_datafile_reopen(struct wfs_datafiles *t, struct wfs_datafile *df);
 
+/* A new file without a name beside the data files, to try things out; the caller closes it. */
+int wfs_datafiles_scratch(struct wfs_datafiles *t);
+
 /* A new descriptor of the file, to read; the caller closes it. */
 int wfs_datafile_open(struct wfs_datafiles *t, uint64_t id);
 

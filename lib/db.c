@@ -429,7 +429,10 @@ int wfs_db_tidy(struct wfs_db *db)
 /* ---- opening ---- */
 
 static const struct wfs_db_migration migrations[] = {
-	{ 0, NULL }, /* none yet: version 1 is the first */
+	/* whole copies: new columns come last, in lib/schema.sql, too */
+	{ 2, "ALTER TABLE manifest ADD COLUMN whole INTEGER REFERENCES data_file (id);"
+	     "ALTER TABLE manifest ADD COLUMN shared INTEGER NOT NULL DEFAULT 0 CHECK (shared >= 0);"
+	     "CREATE UNIQUE INDEX manifest_by_whole ON manifest (whole) WHERE whole IS NOT NULL" },
 };
 
 static int exec_step(sqlite3 *handle, const struct wfs_db_migration *step)
@@ -472,8 +475,9 @@ int wfs_db_migrate(sqlite3 *handle, unsigned have, unsigned want,
 	}
 	if (have != want)
 		return wfs_err_set(err, -EPROTONOSUPPORT, "store-version", WFS_NO_OFFSET,
-			"%s has format version %u; this weightfs knows version %u",
-			sqlite3_db_filename(handle, "main"), have, want);
+			"%s has format version %u; this weightfs knows version %u%s",
+			sqlite3_db_filename(handle, "main"), have, want,
+			have && have < want ? ": mount the store once, and it is brought forward" : "");
 	return 0;
 }
 

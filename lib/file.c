@@ -241,6 +241,16 @@ int wfs_file_staging(struct wfs_file *f, uint64_t keep, struct wfs_content **ret
 
 /* ---- reading ---- */
 
+const char *wfs_file_layout(struct wfs_file *f, size_t *ret_extents)
+{
+	struct wfs_content *c = wfs_file_content(f);
+	const char *layout = wfs_content_layout(c);
+
+	*ret_extents = c->n;
+	wfs_content_unref(c);
+	return layout;
+}
+
 int wfs_file_size(struct wfs_file *f, uint64_t *ret)
 {
 	struct wfs_content *c = wfs_file_content(f);

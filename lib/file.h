@@ -50,6 +50,9 @@ bool wfs_file_was_written(struct wfs_file *f);
 /* True if the file is dirty now. */
 bool wfs_file_is_dirty(struct wfs_file *f);
 
+/* How its content is kept now: wfs_content_layout, and in how many extents. Constant text. */
+const char *wfs_file_layout(struct wfs_file *f, size_t *ret_extents);
+
 /* Bytes now. */
 int wfs_file_size(struct wfs_file *f, uint64_t *ret);
 

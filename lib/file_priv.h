@@ -94,7 +94,13 @@ bool wfs_pin_is_left(struct wfs_file *f, struct wfs_datafile *df);
 /* Can the pack `df`, whose only owner is `f`, become staging without anybody seeing bytes change that are not his? */
 bool wfs_pin_may_reuse(struct wfs_file *f, struct wfs_datafile *df);
 
+/* lib/unseal.c: a data file that is being filled, doomed by the next mount if this one ends; or doomed now. */
+int wfs_filling_create(struct wfs_store *s, uint64_t *ret_id);
+void wfs_filling_abandon(struct wfs_store *s, uint64_t data_file);
+
 /* Copy [0, length) of a content to the start of data file `to`, holes kept where possible. */
 int wfs_content_copy(struct wfs_content *from, uint64_t length, struct wfs_datafile *to);
+/* Copy what is data in [at, at + length) of a content to the same place of `fd`, which has holes there. */
+int wfs_content_copy_data(struct wfs_content *from, uint64_t at, uint64_t length, int fd);
 
 #endif

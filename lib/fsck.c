@@ -11,7 +11,7 @@
 #include "lib/fsck_check.h"
 
 #define APPLICATION_ID 0x57744653
-#define FORMAT_VERSION 1
+#define FORMAT_VERSION 2
 
 #define LENGTH_LIMIT (16 << 20)  /* bytes of one value: 64 times the largest that is ever stored */
 #define STEPS_FREE 20000000      /* steps that any check may take */
@@ -155,8 +155,11 @@ static int check_version(struct wfs_fsck_run *run)
 			"%s/weightfs.db is an SQLite database, but not of weightfs", run->path);
 	if (version != FORMAT_VERSION)
 		return wfs_err_set(run->err, -EPROTONOSUPPORT, "store-version", WFS_NO_OFFSET,
-			"the store has format version %lld; this weightfs knows version %d",
-			(long long)version, FORMAT_VERSION);
+			"the store has format version %lld; this weightfs knows version %d%s",
+			(long long)version, FORMAT_VERSION,
+			version > 0 && version < FORMAT_VERSION
+				? ": mount the store once, and it is brought forward"
+				: "");
 	return 0;
 }
 

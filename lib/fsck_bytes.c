@@ -209,6 +209,78 @@ static int read_objects(struct reader *r, const char *sql)
 	return ret < 0 ? ret : flush_bad(r);
 }
 
+/* ---- whole copies ---- */
+
+/* The manifest that the walk is in, and the first object that its whole copy does not have. */
+struct copy_walk {
+	int64_t manifest, file; /* manifest 0: none yet */
+	int64_t at;             /* in the file */
+	int64_t bad, bad_at;    /* bad 0: none */
+};
+
+static void end_copy(struct reader *r, const struct copy_walk *w)
+{
+	struct wfs_fsck_line where = { .len = 0 }, text = { .len = 0 };
+
+	if (!w->bad || !wfs_fsck_still(r->run, WFS_FSCK_STILL_WHOLE, w->manifest, w->file))
+		return;
+	wfs_fsck_add(&where, "manifest %lld", (long long)w->manifest);
+	wfs_fsck_add(&text, "its whole copy, data file %lld, has other bytes at %lld than those of "
+		"the digest of object %lld; it is read in:", (long long)w->file,
+		(long long)w->bad_at, (long long)w->bad);
+	add_files(r->run, &text, w->manifest);
+	wfs_fsck_report_at(r->run, "whole-copy-digest", where.text, text.text);
+}
+
+/* The row: manifest, whole, object, digest, length, data_file, offset. */
+static void check_copied(struct reader *r, struct copy_walk *w, sqlite3_stmt *stmt)
+{
+	int64_t length = sqlite3_column_int64(stmt, 4), at = w->at;
+	bool is_there = sqlite3_column_int64(stmt, 5) == w->file &&
+			sqlite3_column_int64(stmt, 6) == at;
+	const void *digest = sqlite3_column_blob(stmt, 3);
+	struct wfs_digest want, have;
+	bool is_bad = !digest || sqlite3_column_bytes(stmt, 3) != WFS_DIGEST_SIZE ||
+		      __builtin_add_overflow(at, length, &w->at);
+
+	if (w->bad || is_there)
+		return; /* one is enough; what lives there was read as an object */
+	if (!is_bad) {
+		memcpy(want.bytes, digest, WFS_DIGEST_SIZE);
+		use_file(r, w->file);
+		is_bad = !hash_extent(r, at, length, &have) || !wfs_digest_equal(&want, &have);
+	}
+	if (is_bad) {
+		w->bad = sqlite3_column_int64(stmt, 2);
+		w->bad_at = at;
+	}
+}
+
+static int read_copies(struct reader *r)
+{
+	struct copy_walk w = { .manifest = 0 };
+	sqlite3_stmt *stmt;
+	int ret;
+
+	wfs_fsck_begin(r->run, "whole-copy-digest");
+	ret = wfs_fsck_query(r->run,
+		"SELECT m.id, m.whole, o.id, o.digest, o.length, o.data_file, o.offset"
+		" FROM manifest m JOIN manifest_object c ON c.manifest = m.id"
+		" JOIN object o ON o.id = c.object WHERE m.whole IS NOT NULL AND m.refs <> 0"
+		" ORDER BY m.id, c.seq", &stmt);
+	while (ret >= 0 && (ret = wfs_fsck_step(r->run, stmt)) > 0) {
+		if (w.manifest != sqlite3_column_int64(stmt, 0)) {
+			end_copy(r, &w);
+			w = (struct copy_walk){ .manifest = sqlite3_column_int64(stmt, 0),
+				.file = sqlite3_column_int64(stmt, 1) };
+		}
+		check_copied(r, &w, stmt);
+	}
+	end_copy(r, &w);
+	sqlite3_finalize(stmt);
+	return ret;
+}
+
 int wfs_fsck_bytes(struct wfs_fsck_run *run)
 {
 	WFS_AUTO_FREE uint8_t *buf = malloc(READ_SIZE);
@@ -221,6 +293,8 @@ int wfs_fsck_bytes(struct wfs_fsck_run *run)
 	ret = read_objects(&r, in_database);
 	if (ret == 0)
 		ret = read_objects(&r, in_files);
+	if (ret == 0)
+		ret = read_copies(&r);
 	if (r.fd >= 0)
 		close(r.fd);
 	return ret;

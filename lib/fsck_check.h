@@ -142,5 +142,7 @@ void wfs_fsck_data_path(int64_t id, char buf[WFS_FSCK_PATH_SIZE]);
 
 /* For wfs_fsck_still: does object ?1 still live in data file ?2? */
 #define WFS_FSCK_STILL_THERE "SELECT 1 FROM object WHERE id = ? AND data_file = ?"
+/* And is data file ?2 still the whole copy of manifest ?1, which somebody names? */
+#define WFS_FSCK_STILL_WHOLE "SELECT 1 FROM manifest WHERE id = ? AND whole = ? AND refs <> 0"
 
 #endif

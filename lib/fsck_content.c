@@ -66,7 +66,9 @@ static const struct wfs_fsck_check manifest_checks[] = {
 	{ "column-type", WFS_FSCK_ALWAYS,
 		"SELECT id FROM manifest WHERE typeof(size) <> 'integer' OR size < 1"
 		" OR typeof(objects) <> 'integer' OR objects < 1 OR typeof(refs) <> 'integer'"
-		" OR typeof(digest) NOT IN ('null', 'blob')",
+		" OR typeof(digest) NOT IN ('null', 'blob')"
+		" OR typeof(whole) NOT IN ('null', 'integer') OR typeof(shared) <> 'integer'"
+		" OR shared NOT BETWEEN 0 AND CASE WHEN whole IS NULL THEN 0 ELSE size END",
 		"manifest %1",
 		"a column has a value of a type or range that the schema does not have" },
 	{ "column-type", WFS_FSCK_ALWAYS,
@@ -100,6 +102,14 @@ static const struct wfs_fsck_check manifest_checks[] = {
 		"SELECT r.manifest, r.seq, r.object FROM manifest_object r WHERE NOT EXISTS"
 		" (SELECT 1 FROM object o WHERE o.id = r.object)",
 		"manifest_object %1 %2", "object %3 does not exist" },
+	{ "dangling-reference", WFS_FSCK_ALWAYS,
+		"SELECT m.id, m.whole FROM manifest m WHERE m.whole IS NOT NULL AND NOT EXISTS"
+		" (SELECT 1 FROM data_file d WHERE d.id = m.whole)",
+		"manifest %1", "its whole copy, data file %2, does not exist" },
+	{ "whole-copy-not-pack", WFS_FSCK_ALWAYS,
+		"SELECT m.id, m.whole, d.state FROM manifest m JOIN data_file d ON d.id = m.whole"
+		" WHERE d.state IS NOT 1",
+		"manifest %1", "its whole copy, data file %2, has state %3, not 1 (pack)" },
 };
 
 static const struct wfs_fsck_check data_file_checks[] = {
@@ -113,8 +123,9 @@ static const struct wfs_fsck_check data_file_checks[] = {
 		"data_file %1", "it is %2 in a store that was unmounted in order" },
 	{ "data-file-empty", WFS_FSCK_ALWAYS,
 		"SELECT d.id FROM data_file d WHERE d.state = 1 AND NOT EXISTS"
-		" (SELECT 1 FROM object o WHERE o.data_file = d.id)",
-		"data_file %1", "no object is in this pack" },
+		" (SELECT 1 FROM object o WHERE o.data_file = d.id) AND NOT EXISTS"
+		" (SELECT 1 FROM manifest m WHERE m.whole = d.id)",
+		"data_file %1", "no object is in this pack, and it is no whole copy" },
 	{ "staging-orphan", WFS_FSCK_ALWAYS,
 		"SELECT d.id FROM data_file d WHERE d.state = 0 AND NOT EXISTS"
 		" (SELECT 1 FROM inode i WHERE i.data_file = d.id)",

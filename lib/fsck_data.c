@@ -294,6 +294,39 @@ static int check_extents(struct wfs_fsck_run *run)
 	return ret;
 }
 
+/* ---- whole copies ---- */
+
+/* A copy that is too short is read as EIO; one that is too long is not what was sealed. */
+static void check_whole_copy(struct wfs_fsck_run *run, int64_t manifest, int64_t file, int64_t size)
+{
+	char path[WFS_FSCK_PATH_SIZE];
+	struct stat st;
+
+	wfs_fsck_data_path(file, path);
+	if (run->data_fd < 0 || fstatat(run->data_fd, path, &st, AT_SYMLINK_NOFOLLOW) != 0 ||
+	    !S_ISREG(st.st_mode))
+		return; /* that is found elsewhere */
+	if (st.st_size != size && wfs_fsck_still(run, WFS_FSCK_STILL_WHOLE, manifest, file))
+		wfs_fsck_report(run, "whole-copy-size", "manifest", manifest,
+			"size is %lld, but its whole copy, data file %lld, has %lld bytes",
+			(long long)size, (long long)file, (long long)st.st_size);
+}
+
+static int check_whole_copies(struct wfs_fsck_run *run)
+{
+	sqlite3_stmt *stmt;
+	int ret;
+
+	wfs_fsck_begin(run, "whole-copy-size");
+	ret = wfs_fsck_query(run,
+		"SELECT id, whole, size FROM manifest WHERE whole IS NOT NULL AND refs <> 0", &stmt);
+	while (ret >= 0 && (ret = wfs_fsck_step(run, stmt)) > 0)
+		check_whole_copy(run, sqlite3_column_int64(stmt, 0), sqlite3_column_int64(stmt, 1),
+			sqlite3_column_int64(stmt, 2));
+	sqlite3_finalize(stmt);
+	return ret;
+}
+
 int wfs_fsck_data(struct wfs_fsck_run *run)
 {
 	int ret = check_files_present(run);
@@ -302,5 +335,7 @@ int wfs_fsck_data(struct wfs_fsck_run *run)
 		ret = check_strays(run);
 	if (ret == 0)
 		ret = check_extents(run);
+	if (ret == 0)
+		ret = check_whole_copies(run);
 	return ret;
 }

@@ -6,6 +6,7 @@
 
 #include "lib/digest.h"
 #include "lib/object.h"
+#include "lib/whole.h"
 
 static struct wfs_digest digest_of_ids(const uint64_t *ids, size_t n)
 {
@@ -102,6 +103,14 @@ static int insert_all(struct wfs_db *db, const struct wfs_digest *digest, const 
 	return ret;
 }
 
+int wfs_manifest_find(struct wfs_db *db, const uint64_t *ids, size_t n)
+{
+	struct wfs_digest digest = digest_of_ids(ids, n);
+	uint64_t id;
+
+	return find_equal(db, &digest, ids, n, &id);
+}
+
 int wfs_manifest_put(struct wfs_db *db, const uint64_t *ids, size_t n, uint64_t size,
 	uint64_t *ret_id, bool *ret_shared)
 {
@@ -169,7 +178,8 @@ static int read_tail(struct wfs_db *db, uint64_t id, size_t max, uint64_t *ids, 
 	return more;
 }
 
-static int drop_tail(struct wfs_db *db, uint64_t id, const uint64_t *ids, size_t n, uint64_t first)
+static int drop_tail(struct wfs_db *db, uint64_t id, const uint64_t *ids, size_t n, uint64_t first,
+	bool *ret_left)
 {
 	struct died died = { NULL, 0 };
 	int ret = 0;
@@ -178,7 +188,9 @@ static int drop_tail(struct wfs_db *db, uint64_t id, const uint64_t *ids, size_t
 		uint64_t data_file;
 
 		ret = wfs_object_unref(db, ids[i], &data_file);
-		if (ret == 0)
+		if (ret > 0)
+			*ret_left = true;
+		if (ret >= 0)
 			ret = remember(&died, data_file);
 	}
 	for (size_t i = 0; i < died.n && ret == 0; i++)
@@ -187,7 +199,23 @@ static int drop_tail(struct wfs_db *db, uint64_t id, const uint64_t *ids, size_t
 	return ret ? ret : wfs_db_run(db, WFS_Q_MANIFEST_CUT, "ii", id, first);
 }
 
-int wfs_manifest_dismantle(struct wfs_db *db, uint64_t id, size_t max)
+/* Its row goes, and with it its claim to a whole copy. */
+static int delete_row(struct wfs_db *db, uint64_t id)
+{
+	uint64_t whole = 0;
+	sqlite3_stmt *row;
+	int ret = wfs_db_first(db, WFS_Q_MANIFEST_GET, &row, "i", id);
+
+	if (ret > 0) {
+		whole = (uint64_t)sqlite3_column_int64(row, 3);
+		wfs_db_done(row);
+	}
+	if (ret >= 0)
+		ret = wfs_db_run(db, WFS_Q_MANIFEST_DELETE, "i", id);
+	return ret == 0 && whole ? wfs_object_died_in(db, whole) : ret;
+}
+
+int wfs_manifest_dismantle(struct wfs_db *db, uint64_t id, size_t max, bool *ret_left)
 {
 	WFS_AUTO_FREE uint64_t *ids = reallocarray(NULL, max, sizeof(*ids));
 	uint64_t first = 0;
@@ -198,12 +226,12 @@ int wfs_manifest_dismantle(struct wfs_db *db, uint64_t id, size_t max)
 		return -ENOMEM;
 	ret = read_tail(db, id, max, ids, &n, &first);
 	if (ret == 0 && n > 0)
-		ret = drop_tail(db, id, ids, n, first);
+		ret = drop_tail(db, id, ids, n, first, ret_left);
 	if (ret)
 		return ret;
 	if (n == max && first > 0)
 		return 1;
-	return wfs_db_run(db, WFS_Q_MANIFEST_DELETE, "i", id);
+	return delete_row(db, id);
 }
 
 static int compare_ids(const void *a, const void *b)
@@ -231,13 +259,17 @@ int wfs_manifest_owns(struct wfs_db *db, uint64_t id, uint64_t data_file)
 {
 	WFS_AUTO_FREE uint64_t *ids = NULL;
 	sqlite3_stmt *row;
-	uint64_t refs = 0;
+	uint64_t refs = 0, whole_of;
 	size_t n = 0;
 	bool owns = true;
 	int ret = wfs_db_number(db, WFS_Q_MANIFEST_GET, &refs, "i", id);
 
 	if (ret <= 0 || refs != 1)
 		return ret < 0 ? ret : 0;
+	/* A whole copy is its manifest's, whoever's objects are in it. */
+	ret = wfs_whole_of(db, data_file, &whole_of);
+	if (ret < 0 || (ret > 0 && whole_of != id))
+		return WFS_MIN(ret, 0);
 	ret = wfs_manifest_ids(db, id, &ids, &n);
 	if (ret)
 		return ret;

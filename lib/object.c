@@ -78,8 +78,10 @@ int wfs_object_unref(struct wfs_db *db, uint64_t id, uint64_t *ret_data_file)
 	refs = sqlite3_column_int64(row, 0);
 	data_file = (uint64_t)sqlite3_column_int64(row, 1);
 	wfs_db_done(row);
-	if (refs > 1)
-		return wfs_db_run(db, WFS_Q_OBJECT_REF, "ii", INT64_C(-1), id);
+	if (refs > 1) {
+		ret = wfs_db_run(db, WFS_Q_OBJECT_REF, "ii", INT64_C(-1), id);
+		return ret ? ret : 1;
+	}
 	if (data_file)
 		*ret_data_file = data_file;
 	else
@@ -90,7 +92,7 @@ int wfs_object_unref(struct wfs_db *db, uint64_t id, uint64_t *ret_data_file)
 int wfs_object_died_in(struct wfs_db *db, uint64_t data_file)
 {
 	uint64_t one;
-	int alive = wfs_db_number(db, WFS_Q_OBJECT_IN_FILE, &one, "i", data_file);
+	int alive = wfs_db_number(db, WFS_Q_DATA_IN_USE, &one, "i", data_file);
 
 	if (alive < 0)
 		return alive;

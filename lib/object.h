@@ -40,12 +40,13 @@ int wfs_object_insert(struct wfs_db *db, const struct wfs_digest *digest, struct
 int wfs_object_ref(struct wfs_db *db, uint64_t id, uint64_t n);
 
 /*
- * Drop one reference; at the last the rows go and *ret_data_file is where a
- * range died (else 0; the caller tells wfs_object_died for each file once).
+ * Drop one reference. 1: others have it; 0: that was the last, the rows are gone, and
+ * *ret_data_file is where a range died (else 0; the caller tells wfs_object_died_in
+ * for each file once); -errno.
  */
 int wfs_object_unref(struct wfs_db *db, uint64_t id, uint64_t *ret_data_file);
 
-/* Ranges of this pack died: doom it if nothing is alive in it, else have it punched. */
+/* Ranges of this pack died: doom it if nothing is alive in it and it is no whole copy, else have it punched. */
 int wfs_object_died_in(struct wfs_db *db, uint64_t data_file);
 
 #endif

@@ -72,6 +72,8 @@
 	Q(DATA_INSERT, "INSERT INTO data_file (state) VALUES (?)")                                 \
 	Q(DATA_STATE, "UPDATE data_file SET state = ?, holes = 0 WHERE id = ?")                    \
 	Q(DATA_GET, "SELECT state FROM data_file WHERE id = ?")                                    \
+	Q(DATA_IN_USE, "SELECT 1 FROM object WHERE data_file = ?1 UNION ALL "                      \
+		       "SELECT 1 FROM manifest WHERE whole = ?1 LIMIT 1")                          \
 	Q(DATA_HOLED, "UPDATE data_file SET holes = holes + 1 WHERE id = ?")                       \
 	Q(DATA_PUNCHED, "UPDATE data_file SET holes = 0 WHERE id = ? AND holes = ?")               \
 	Q(DATA_WORK, "SELECT id, state, holes FROM data_file "                                     \
@@ -90,7 +92,7 @@
 	Q(OBJECT_REF, "UPDATE object SET refs = refs + ? WHERE id = ?")                            \
 	Q(OBJECT_GET, "SELECT refs, data_file, length FROM object WHERE id = ?")                   \
 	Q(OBJECT_DELETE, "DELETE FROM object WHERE id = ?")                                        \
-	Q(OBJECT_IN_FILE, "SELECT 1 FROM object WHERE data_file = ? LIMIT 1")                      \
+	Q(OBJECT_PLACE, "UPDATE object SET data_file = ?, offset = ? WHERE id = ?")                \
 	Q(OBJECTS_OF_FILE, "SELECT id, refs, offset, length FROM object WHERE data_file = ? "      \
 			   "ORDER BY offset")                                                      \
 	Q(BYTES_INSERT, "INSERT INTO object_bytes (object, bytes) VALUES (?, ?)")                  \
@@ -105,7 +107,7 @@
 	Q(MANIFEST_REF, "UPDATE manifest SET refs = refs + 1 WHERE id = ?")                        \
 	Q(MANIFEST_UNREF, "UPDATE manifest SET refs = refs - 1, "                                  \
 			  "digest = CASE refs WHEN 1 THEN NULL ELSE digest END WHERE id = ?")      \
-	Q(MANIFEST_GET, "SELECT refs, size, objects FROM manifest WHERE id = ?")                   \
+	Q(MANIFEST_GET, "SELECT refs, size, objects, whole, shared FROM manifest WHERE id = ?")    \
 	Q(MANIFEST_DEAD, "SELECT id FROM manifest WHERE refs = 0 LIMIT 1")                         \
 	Q(MANIFEST_IDS, "SELECT object FROM manifest_object WHERE manifest = ? ORDER BY seq")      \
 	Q(MANIFEST_LOAD, "SELECT o.id, o.length, o.data_file, o.offset, o.digest, o.refs "         \
@@ -115,6 +117,17 @@
 			 "ORDER BY seq DESC LIMIT ?")                                              \
 	Q(MANIFEST_CUT, "DELETE FROM manifest_object WHERE manifest = ? AND seq >= ?")             \
 	Q(MANIFEST_DELETE, "DELETE FROM manifest WHERE id = ?")                                    \
+	/* whole copies */                                                                         \
+	Q(WHOLE_SET, "UPDATE manifest SET whole = ?, shared = ? WHERE id = ?")                     \
+	Q(WHOLE_CLEAR, "UPDATE manifest SET whole = NULL, shared = 0 WHERE id = ?")                \
+	Q(WHOLE_SHARED, "UPDATE manifest SET shared = ? WHERE id = ?")                             \
+	Q(WHOLE_MOVE, "UPDATE manifest SET whole = ? WHERE whole = ?")                             \
+	Q(WHOLE_OF_FILE, "SELECT id FROM manifest WHERE whole = ?")                                \
+	Q(WHOLE_NEXT, "SELECT id, whole FROM manifest WHERE whole > ? ORDER BY whole LIMIT 1")     \
+	Q(WHOLE_SHARED_SUM, "SELECT sum(shared) FROM manifest WHERE whole IS NOT NULL")            \
+	Q(WHOLE_SUM, "SELECT sum(shared), sum(size - shared - coalesce((SELECT sum(length) "       \
+		     "FROM object WHERE data_file = whole), 0)) "                                  \
+		     "FROM manifest WHERE whole IS NOT NULL")                                      \
 	/* figures for weightfs status */                                                          \
 	Q(STAT_INODES, "SELECT "                                                                   \
 		       "sum((mode & 61440) = 32768 AND nlink > 0), sum((mode & 61440) = 16384), "  \
@@ -126,9 +139,9 @@
 		       "THEN size * nlink ELSE 0 END) FROM inode")                                 \
 	Q(STAT_OBJECTS, "SELECT count(*), sum(length) FROM object")                                \
 	Q(STAT_MANIFESTS, "SELECT count(*) FROM manifest")                                         \
-	Q(STAT_DATA_EACH, "SELECT id, state, CASE WHEN holes > 0 THEN (SELECT "                    \
-			  "coalesce(sum(length), 0) FROM object WHERE data_file = d.id) END "      \
-			  "FROM data_file d")                                                      \
+	Q(STAT_DATA_EACH, "SELECT d.id, d.state, CASE WHEN d.holes > 0 AND m.id IS NULL THEN "     \
+			  "(SELECT coalesce(sum(length), 0) FROM object WHERE data_file = d.id) "  \
+			  "END, m.shared FROM data_file d LEFT JOIN manifest m ON m.whole = d.id") \
 	Q(STAT_DEAD, "SELECT coalesce(sum(size), 0) FROM manifest WHERE refs = 0")                 \
 	Q(STAT_DIRTY, "SELECT ino, data_file, nlink FROM inode WHERE data_file IS NOT NULL")       \
 	Q(STAT_REPORT, "SELECT ino, size, data_file, verdict, reason, detail FROM inode "          \

@@ -37,8 +37,20 @@ static uint64_t blocks_in(int parent_fd, const char *name)
 	return sum;
 }
 
+/* Blocks that two data files have: the disk holds them once. */
+static uint64_t count_shared(struct wfs_store *s)
+{
+	uint64_t shared = 0;
+	int found = wfs_db_begin_read(&s->db);
+
+	if (found == 0)
+		found = wfs_db_end(&s->db, wfs_db_number(&s->db, WFS_Q_WHOLE_SHARED_SUM, &shared, ""));
+	return found > 0 ? shared : 0;
+}
+
 static uint64_t count_blocks(struct wfs_store *s)
 {
+	uint64_t shared = count_shared(s);
 	uint64_t sum = blocks_at(s->dir_fd, "weightfs.db") + blocks_at(s->dir_fd, "weightfs.db-wal");
 	char name[WFS_DATAFILE_PATH_SIZE];
 
@@ -46,7 +58,7 @@ static uint64_t count_blocks(struct wfs_store *s)
 		snprintf(name, sizeof(name), "%02x", i);
 		sum += blocks_in(s->datafiles.data_fd, name);
 	}
-	return sum;
+	return sum - WFS_MIN(sum, shared);
 }
 
 void wfs_quota_count(struct wfs_store *s)

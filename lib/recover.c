@@ -166,6 +166,7 @@ int wfs_recover(struct wfs_store *s, struct wfs_err *err)
 
 	(void)err;
 	atomic_store(&s->collect_wanted, true);
+	atomic_store(&s->settle_wanted, true);
 	if (ret || s->db.was_clean)
 		return ret;
 	ret = drop_orphans(s, &orphans);

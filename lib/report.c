@@ -86,7 +86,7 @@ static int count_data_files(struct wfs_store *s, struct wfs_store_stats *st)
 			continue; /* given back, and kept for the next file: lib/spare.h */
 		st->data_files++;
 		held = (uint64_t)file.st_blocks * 512;
-		st->disk_bytes += held;
+		st->disk_bytes += held - WFS_MIN(held, (uint64_t)sqlite3_column_int64(row, 3));
 		if (sqlite3_column_int(row, 1) >= WFS_DATA_DOOMED)
 			st->pending_bytes += held;
 		else
@@ -113,6 +113,20 @@ static void count_database(struct wfs_store *s, struct wfs_store_stats *st)
 			st->disk_bytes += (uint64_t)file.st_blocks * 512;
 }
 
+static int count_whole_copies(struct wfs_store *s, struct wfs_store_stats *st)
+{
+	sqlite3_stmt *row;
+	int found = wfs_db_first(&s->db, WFS_Q_WHOLE_SUM, &row, "");
+
+	if (found <= 0)
+		return found;
+	st->shared_bytes = (uint64_t)sqlite3_column_int64(row, 0);
+	/* In a store that somebody else made it may be anything. */
+	st->copied_bytes = (uint64_t)WFS_MAX(sqlite3_column_int64(row, 1), 0);
+	wfs_db_done(row);
+	return 0;
+}
+
 static int stats_locked(struct wfs_store *s, struct wfs_store_stats *st)
 {
 	int ret = count_inodes(s, st);
@@ -121,6 +135,8 @@ static int stats_locked(struct wfs_store *s, struct wfs_store_stats *st)
 		ret = count_objects(s, st);
 	if (!ret)
 		ret = count_dirty(s, st);
+	if (!ret)
+		ret = count_whole_copies(s, st);
 	return ret ? ret : count_data_files(s, st);
 }
 

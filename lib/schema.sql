@@ -1,7 +1,7 @@
 -- The store's database: names, attributes, manifests, objects: everything but
 -- the bytes of large objects, which are in data/xx/ID beside it.
 --
--- This file is the specification of the store, format version 1. It can be
+-- This file is the specification of the store, format version 2. It can be
 -- read with sqlite3(1) at any time, also while the store is mounted:
 --
 --     sqlite3 -readonly STORE/weightfs.db
@@ -52,10 +52,16 @@ CREATE TABLE manifest (
 	digest  BLOB,                 -- XXH3-128 of its object ids (64-bit little endian, in order); NULL once refs is 0
 	size    INTEGER NOT NULL CHECK (size > 0), -- sum of the objects' lengths
 	objects INTEGER NOT NULL CHECK (objects > 0), -- number of rows in manifest_object
-	refs    INTEGER NOT NULL CHECK (refs >= 0) -- inodes that name it; at 0 it is taken apart in the background
+	refs    INTEGER NOT NULL CHECK (refs >= 0), -- inodes that name it; at 0 it is taken apart in the background
+	-- A whole copy: a pack of exactly this content, from offset 0. It is read in
+	-- place of the objects' extents, and nothing of it is punched out. NULL: the
+	-- extents are what there is (and may be a whole file themselves).
+	whole   INTEGER REFERENCES data_file (id),
+	shared  INTEGER NOT NULL DEFAULT 0 CHECK (shared >= 0) -- bytes of the whole copy in disk blocks of other extents
 );
 CREATE INDEX manifest_by_digest ON manifest (digest) WHERE digest IS NOT NULL;
 CREATE INDEX manifest_dead ON manifest (id) WHERE refs = 0;
+CREATE UNIQUE INDEX manifest_by_whole ON manifest (whole) WHERE whole IS NOT NULL;
 
 CREATE TABLE manifest_object (
 	manifest INTEGER NOT NULL REFERENCES manifest (id),
@@ -69,13 +75,14 @@ CREATE TABLE data_file (
 	id    INTEGER PRIMARY KEY AUTOINCREMENT, -- not reused, but by a row that goes from doomed to staging
 	state INTEGER NOT NULL,
 	-- 0 staging: belongs to the one dirty inode that names it
-	-- 1 pack:    sealed; no byte in the extent of an object changes
+	-- 1 pack:    sealed; no byte in the extent of an object, or of a whole copy, changes
 	-- 2 doomed:  nothing in it is alive; the file is removed, then the row; or
 	--            it is emptied, and staging of another inode later
 	-- 3 filling: an unseal is copying into it; doomed after a crash
 	holes INTEGER NOT NULL DEFAULT 0
 	-- of a pack: counts up with each range that died in it, back to 0 when
-	-- all ranges between its objects are known to be punched out
+	-- all ranges between its objects are known to be punched out. Of a whole
+	-- copy nothing is, for as long as it is one
 );
 CREATE INDEX data_file_work ON data_file (state) WHERE state >= 2 OR holes > 0;
 

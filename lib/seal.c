@@ -9,6 +9,7 @@
 #include "lib/object.h"
 #include "lib/reserve.h"
 #include "lib/seal_priv.h"
+#include "lib/whole.h"
 
 /* How often the objects that were found may be gone by the time of the transaction. */
 #define MAX_TRIES 20
@@ -23,15 +24,28 @@ static uint64_t count_fresh(const struct wfs_plan *p)
 	return fresh;
 }
 
-static enum wfs_fate choose_fate(const struct wfs_plan *p)
+static enum wfs_fate fate_of(const struct wfs_plan *p, uint64_t fresh, bool shares)
 {
-	uint64_t fresh = count_fresh(p);
-
 	if (p->size <= WFS_SMALL_FILE)
 		return WFS_FATE_DB;
 	if (fresh == p->size)
 		return WFS_FATE_WHOLE;
+	if (shares)
+		return WFS_FATE_COPY;
 	return fresh <= WFS_SMALL_REST ? WFS_FATE_DB : WFS_FATE_PART;
+}
+
+static int choose_fate(struct wfs_plan *p, enum wfs_fate *ret)
+{
+	uint64_t fresh = count_fresh(p);
+	int shares = 0;
+
+	if (p->size > WFS_SMALL_FILE && fresh < p->size)
+		shares = wfs_plan_share(p);
+	if (shares < 0)
+		return shares;
+	*ret = fate_of(p, fresh, shares > 0);
+	return 0;
 }
 
 /* ---- the transaction ---- */
@@ -137,6 +151,11 @@ int wfs_seal_record(struct wfs_plan *p, enum wfs_fate fate, uint64_t *ids,
 		err = wfs_manifest_put(&s->db, ids, p->n, p->size, &manifest, &shared);
 	if (!err)
 		err = seal_inode(s, p->file->ino, data_file, manifest, p->size);
+	/* Made by another seal meanwhile: that has a data file. */
+	if (!err && fate == WFS_FATE_COPY && shared)
+		fate = WFS_FATE_DB;
+	if (!err && fate == WFS_FATE_COPY)
+		err = wfs_whole_set(&s->db, manifest, data_file, p->shared);
 	if (!err)
 		err = settle_data_file(&s->db, data_file, fate);
 	return err ? err : wfs_content_load(&s->db, &s->datafiles, manifest, ret);
@@ -194,6 +213,7 @@ void wfs_seal_log(const struct wfs_plan *p, enum wfs_fate fate)
 {
 	static const char *const where[] = {
 		[WFS_FATE_WHOLE] = "a data file",
+		[WFS_FATE_COPY] = "a data file that shares the blocks of the rest",
 		[WFS_FATE_PART] = "part of a data file",
 		[WFS_FATE_DB] = "the database",
 	};
@@ -220,9 +240,10 @@ static int seal_plan(struct wfs_file *f, struct wfs_plan *p)
 		enum wfs_fate fate;
 
 		ret = wfs_plan_match(p);
+		if (ret == 0)
+			ret = choose_fate(p, &fate);
 		if (ret)
 			return ret;
-		fate = choose_fate(p);
 		/* Sealed means that the bytes are on the disk. */
 		if (fate != WFS_FATE_DB)
 			ret = wfs_datafile_sync(&f->store->datafiles, p->content->staging);

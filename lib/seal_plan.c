@@ -7,11 +7,6 @@
 #include "lib/safetensors.h"
 #include "lib/seal.h"
 
-static bool must_stop(const struct wfs_plan *p)
-{
-	return atomic_load(&p->file->stop_seal);
-}
-
 /* ---- splitting ---- */
 
 static void add_piece(struct wfs_plan *p, uint64_t offset, uint64_t length)
@@ -112,7 +107,7 @@ static int hash_piece(struct wfs_plan *p, struct wfs_plan_piece *piece)
 	wfs_hasher_init(&h, p->file->store->options.digest_bits);
 	for (uint64_t done = 0; done < piece->length;) {
 		size_t part = WFS_MIN(WFS_PLAN_BUFFER, piece->length - done);
-		int ret = must_stop(p) ? -EBUSY
+		int ret = wfs_plan_must_stop(p) ? -EBUSY
 				       : read_exactly(p->content, p->buf, part, piece->offset + done);
 
 		if (ret)
@@ -143,7 +138,7 @@ static int is_equal(struct wfs_plan *p, const struct wfs_plan_piece *piece,
 {
 	for (uint64_t done = 0; done < piece->length;) {
 		size_t part = WFS_MIN(WFS_PLAN_BUFFER, piece->length - done);
-		int ret = must_stop(p) ? -EBUSY
+		int ret = wfs_plan_must_stop(p) ? -EBUSY
 				       : read_exactly(p->content, p->buf, part, piece->offset + done);
 		ssize_t n;
 
@@ -190,6 +185,8 @@ static int match_store(struct wfs_plan *p, struct wfs_plan_piece *piece)
 			return ret;
 		if (ret) {
 			piece->object = object.id;
+			piece->data_file = object.data_file;
+			piece->place = object.offset;
 			return 0;
 		}
 		piece->last_compared = (int64_t)object.ordinal;

@@ -7,6 +7,7 @@
 /* What becomes of the staging file. */
 enum wfs_fate {
 	WFS_FATE_WHOLE, /* all of it is new: it is the pack as it stands */
+	WFS_FATE_COPY,  /* the same, but some is not new: the whole copy of its manifest */
 	WFS_FATE_PART,  /* the pack of some; the rest is punched out */
 	WFS_FATE_DB,    /* nothing is left but what the database takes */
 };

@@ -4,12 +4,14 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/magic.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <time.h>
 
 #include "lib/collect.h"
@@ -524,11 +526,16 @@ static int open_database(struct wfs_store *s, struct wfs_err *err)
 
 static int open_data(struct wfs_store *s, struct wfs_err *err)
 {
+	struct statfs st;
 	int fd = openat(s->dir_fd, "data", O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
 
 	if (fd < 0)
 		return wfs_err_errno(err, -errno, "%s/data", s->path);
 	wfs_datafiles_init(&s->datafiles, fd, s->db.read_only, raise_file_limit());
+	if (fstatfs(fd, &st) == 0) {
+		s->share_block = (uint64_t)st.f_bsize;
+		s->frees_extents_whole = st.f_type == BTRFS_SUPER_MAGIC;
+	}
 	return 0;
 }
 

@@ -147,7 +147,9 @@ struct wfs_store_stats {
 	uint64_t dirty_bytes;   /* of these, in dirty files */
 	uint64_t pending_bytes; /* waits to be given back, at most: contents without a file, dead ranges of data files */
 	uint64_t held_bytes;    /* dead ranges of data files on a disk that cannot punch holes */
-	uint64_t disk_bytes;    /* disk blocks of data files and database */
+	uint64_t shared_bytes;  /* of whole copies: in disk blocks that other data files have, too */
+	uint64_t copied_bytes;  /* of whole copies: stored twice, so that a file is whole */
+	uint64_t disk_bytes;    /* disk blocks of data files and database; what is shared counts once */
 	uint64_t objects;
 	uint64_t manifests;
 	uint64_t data_files;    /* that exist on the disk */

@@ -33,6 +33,8 @@ struct wfs_store {
 	int lock_fd; /* STORE/lock, flock'ed; -1 where READ */
 	struct wfs_db db;
 	struct wfs_datafiles datafiles;
+	uint64_t share_block;     /* bytes of the unit in which the disk could share blocks */
+	bool frees_extents_whole; /* btrfs: an extent is given back when nothing of it is used any more */
 
 	/* under files_lock */
 	pthread_mutex_t files_lock;
@@ -47,7 +49,7 @@ struct wfs_store {
 
 	struct wfs_pins *pins; /* lib/pin.c; constant */
 
-	pthread_mutex_t quota_lock; /* held by the one thread that counts blocks */
+	pthread_mutex_t quota_lock; /* held by the one thread that counts blocks; db.lock is below it */
 	_Atomic uint64_t quota_used; /* bytes of disk blocks, about; lib/quota.h */
 	atomic_bool quota_said;
 
@@ -58,8 +60,10 @@ struct wfs_store {
 
 	pthread_mutex_t collect_lock; /* held by the one collector */
 	atomic_bool collect_wanted;
+	atomic_bool settle_wanted; /* objects lost references since whole copies were last settled: lib/whole.h */
 	atomic_bool is_direct;    /* programs use data files themselves: wfs_store_use_directly */
 	atomic_bool cannot_punch; /* the disk below has no hole punching */
+	atomic_int shares_blocks; /* 1: the disk below lets files share blocks; -1: not; 0: not tried yet */
 };
 
 /* Which inodes ever had which data file pinned. NULL: out of memory. */
@@ -67,6 +71,9 @@ struct wfs_pins *wfs_pins_new(void);
 void wfs_pins_free(struct wfs_pins *pins);
 
 void wfs_store_log(struct wfs_store *s, const char *fmt, ...) WFS_PRINTF(2, 3);
+
+/* Does the disk below let data files share blocks? Tried out at the first call. */
+bool wfs_store_shares_blocks(struct wfs_store *s);
 
 /* Have the next sync flush this data file first. */
 int wfs_store_flush_later(struct wfs_store *s, uint64_t data_file);

@@ -7,6 +7,8 @@
 #include "lib/file_priv.h"
 #include "lib/manifest.h"
 #include "lib/quota.h"
+#include "lib/reserve.h"
+#include "lib/whole.h"
 
 #define CHUNK ((size_t)1 << 20)
 
@@ -29,23 +31,24 @@ static int copy_part(struct wfs_content *from, int fd, uint64_t at, uint64_t len
 }
 
 /* Of a whole file the disk can share the blocks; of others the data between the holes is copied. */
-static int copy_data(struct wfs_content *from, uint64_t length, int fd)
+int wfs_content_copy_data(struct wfs_content *from, uint64_t at, uint64_t length, int fd)
 {
 	WFS_AUTO_FREE char *buf = malloc(CHUNK);
-	int64_t begin = 0, end = 0;
+	uint64_t stop = at + length;
+	int64_t begin, end = (int64_t)at;
 
 	if (!buf)
 		return -ENOMEM;
-	while ((uint64_t)end < length) {
+	while ((uint64_t)end < stop) {
 		int err;
 
 		begin = wfs_content_seek(from, (uint64_t)end, SEEK_DATA);
-		if (begin < 0 || (uint64_t)begin >= length)
+		if (begin < 0 || (uint64_t)begin >= stop)
 			return begin == -ENXIO || begin >= 0 ? 0 : (int)begin;
 		end = wfs_content_seek(from, (uint64_t)begin, SEEK_HOLE);
 		if (end < 0)
 			return (int)end;
-		end = (int64_t)WFS_MIN((uint64_t)end, length);
+		end = (int64_t)WFS_MIN((uint64_t)end, stop);
 		err = copy_part(from, fd, (uint64_t)begin, (uint64_t)(end - begin), buf);
 		if (err)
 			return err;
@@ -89,7 +92,7 @@ int wfs_content_copy(struct wfs_content *from, uint64_t length, struct wfs_dataf
 	else if (!ret)
 		ret = -EXDEV;
 	if (ret == -EXDEV)
-		ret = copy_data(from, length, fd);
+		ret = wfs_content_copy_data(from, 0, length, fd);
 	wfs_datafile_unuse(from->table, to);
 	return ret;
 }
@@ -97,22 +100,28 @@ int wfs_content_copy(struct wfs_content *from, uint64_t length, struct wfs_dataf
 /* ---- in place ---- */
 
 /* Within a transaction: no object stays in the data file. -EXDEV if others need one. */
-static int empty_pack(struct wfs_db *db, uint64_t manifest, uint64_t data_file)
+static int empty_pack(struct wfs_store *s, uint64_t manifest, uint64_t data_file)
 {
-	uint64_t object;
-	int ret = wfs_db_number(db, WFS_Q_OBJECT_IN_FILE, &object, "i", data_file);
-	bool has_objects = ret > 0;
+	struct wfs_db *db = &s->db;
+	bool left = false;
+	uint64_t one;
+	int ret = wfs_db_number(db, WFS_Q_DATA_IN_USE, &one, "i", data_file);
+	bool is_used = ret > 0;
 
 	if (ret < 0)
 		return ret;
-	if (has_objects) {
+	if (is_used) {
 		ret = wfs_manifest_owns(db, manifest, data_file);
 		if (ret <= 0)
 			return ret ? ret : -EXDEV;
 	}
 	ret = manifest ? wfs_manifest_unref(db, manifest) : 0;
-	while (ret == 0 && has_objects && (ret = wfs_manifest_dismantle(db, manifest, 1000)) > 0)
+	while (ret == 0 && is_used && (ret = wfs_manifest_dismantle(db, manifest, 1000, &left)) > 0)
 		ret = 0;
+	if (left) {
+		atomic_store(&s->settle_wanted, true);
+		atomic_store(&s->collect_wanted, true);
+	}
 	return ret;
 }
 
@@ -120,7 +129,7 @@ static int empty_pack(struct wfs_db *db, uint64_t manifest, uint64_t data_file)
 static int take_back(struct wfs_file *f, const struct wfs_content *old, uint64_t data_file)
 {
 	struct wfs_db *db = &f->store->db;
-	int ret = empty_pack(db, old->manifest, data_file);
+	int ret = empty_pack(f->store, old->manifest, data_file);
 
 	if (ret)
 		return ret;
@@ -190,7 +199,7 @@ static int unseal_in_place(struct wfs_file *f, struct wfs_content *old, struct w
 
 /* ---- by a copy ---- */
 
-static int new_filling(struct wfs_store *s, uint64_t *ret)
+int wfs_filling_create(struct wfs_store *s, uint64_t *ret)
 {
 	int err = wfs_db_begin(&s->db);
 
@@ -212,13 +221,32 @@ static int publish(struct wfs_file *f, const struct wfs_content *old, uint64_t d
 	return ret;
 }
 
-static void abandon(struct wfs_store *s, uint64_t data_file)
+/* Its room is there at once, even where the disk is too full for a transaction. */
+static void empty_filling(struct wfs_store *s, uint64_t data_file)
 {
-	int ret = wfs_db_begin(&s->db);
+	struct wfs_datafile *df = wfs_datafile_get(&s->datafiles, data_file);
+	int fd = df ? wfs_datafile_use_to_write(&s->datafiles, df) : -ENOMEM;
 
-	if (ret == 0)
-		ret = wfs_db_end(&s->db, wfs_db_run(&s->db, WFS_Q_DATA_STATE, "ii",
-			(uint64_t)WFS_DATA_DOOMED, data_file));
+	if (fd >= 0) {
+		if (ftruncate(fd, 0) != 0)
+			wfs_store_log(s, "a data file could not be emptied: %s", strerror(errno));
+		wfs_datafile_unuse(&s->datafiles, df);
+	}
+	if (df)
+		wfs_datafile_unref(&s->datafiles, df);
+}
+
+void wfs_filling_abandon(struct wfs_store *s, uint64_t data_file)
+{
+	int ret, tries = 0;
+
+	empty_filling(s, data_file);
+	do {
+		ret = wfs_db_begin(&s->db);
+		if (ret == 0)
+			ret = wfs_db_end(&s->db, wfs_db_run(&s->db, WFS_Q_DATA_STATE, "ii",
+				(uint64_t)WFS_DATA_DOOMED, data_file));
+	} while (ret == -ENOSPC && wfs_reserve_make_room(s, &tries));
 	if (ret == 0)
 		atomic_store(&s->collect_wanted, true);
 }
@@ -244,7 +272,7 @@ static int unseal_by_copy(struct wfs_file *f, struct wfs_content *old, uint64_t 
 	int err = length ? wfs_quota_take(s, length) : 0;
 
 	if (!err)
-		err = new_filling(s, &id);
+		err = wfs_filling_create(s, &id);
 	if (err)
 		return err;
 	new = wfs_content_new_staging(&s->datafiles, id);
@@ -255,7 +283,7 @@ static int unseal_by_copy(struct wfs_file *f, struct wfs_content *old, uint64_t 
 		err = wfs_db_end(&s->db, publish(f, old, id, length));
 	if (err) {
 		wfs_content_unref(new);
-		abandon(s, id);
+		wfs_filling_abandon(s, id);
 		return err;
 	}
 	atomic_store(&s->collect_wanted, true);
@@ -287,6 +315,8 @@ static int swap(struct wfs_file *f, const struct wfs_content *old, struct wfs_da
 
 	if (ret == 0)
 		ret = wfs_db_run(db, WFS_Q_OBJECTS_MOVE, "ii", pack, df->id);
+	if (ret == 0)
+		ret = wfs_whole_move(db, df->id, pack);
 	if (ret == 0)
 		ret = wfs_db_run(db, WFS_Q_DATA_STATE, "ii", (uint64_t)WFS_DATA_PACK, pack);
 	if (ret == 0)
@@ -325,7 +355,7 @@ static int unseal_by_moving(struct wfs_file *f, struct wfs_content *old, struct 
 	int err = wfs_pin_may_reuse(f, df) ? wfs_name_getattr(s, f->ino, &a) : -ETXTBSY;
 
 	if (!err)
-		err = new_filling(s, &id);
+		err = wfs_filling_create(s, &id);
 	if (err)
 		return err;
 	new = wfs_content_new_staging(&s->datafiles, df->id);
@@ -338,7 +368,7 @@ static int unseal_by_moving(struct wfs_file *f, struct wfs_content *old, struct 
 	wfs_content_unref(pack);
 	if (err) {
 		wfs_content_unref(new);
-		abandon(s, id);
+		wfs_filling_abandon(s, id);
 		return err;
 	}
 	atomic_store(&s->collect_wanted, true);

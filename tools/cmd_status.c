@@ -65,6 +65,8 @@ static int print_json(struct status *s)
 		{ "dirty_bytes", n->dirty_bytes },
 		{ "pending_bytes", n->pending_bytes },
 		{ "held_bytes", n->held_bytes },
+		{ "shared_bytes", n->shared_bytes },
+		{ "copied_bytes", n->copied_bytes },
 		{ "disk_bytes", n->disk_bytes },
 		{ "objects", n->objects },
 		{ "manifests", n->manifests },
@@ -173,6 +175,9 @@ static void print_bytes(const struct wfs_store_stats *n)
 	if (n->dirty_bytes)
 		add_bytes(t, "dirty", n->dirty_bytes,
 			ui_format("of what is stored: not sealed yet"));
+	if (n->copied_bytes)
+		add_bytes(t, "copied", n->copied_bytes,
+			ui_format("of the disk: stored twice, so that files are read directly"));
 	if (n->pending_bytes)
 		add_bytes(t, "pending", n->pending_bytes,
 			ui_format("of the disk: about to be given back"));

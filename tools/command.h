@@ -20,6 +20,7 @@ extern const struct command command_umount;
 extern const struct command command_status;
 extern const struct command command_ls;
 extern const struct command command_fsck;
+extern const struct command command_repack;
 extern const struct command command_version;
 
 /* For a wrong use of `self`: where help is to be had, on stderr. Returns 2. */

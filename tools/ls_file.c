@@ -20,6 +20,8 @@ struct content {
 	const struct wfs_attr *attr;
 	struct wfs_safetensors st; /* verdict other than VALID: no safetensors */
 	uint8_t *header;
+	const char *layout; /* how it is kept */
+	size_t n_extents;
 	bool sealed; /* pieces are known */
 	struct wfs_piece *pieces;
 	size_t n_pieces;
@@ -39,6 +41,7 @@ static int read_header(struct wfs_store *store, struct content *c, struct wfs_er
 
 	if (ret < 0)
 		return ret;
+	c->layout = wfs_file_layout(f, &c->n_extents);
 	ret = wfs_file_header(f, &c->header, &c->st, err);
 	wfs_file_unref(f);
 	return ret;
@@ -193,6 +196,8 @@ static int print_json(const struct content *c)
 	ui_json_put(root, "type", ui_json_text("file"));
 	ui_json_put(root, "size", ui_json_number(c->attr->size));
 	ui_json_put(root, "state", ui_json_text(ls_state(c->attr)));
+	ui_json_put(root, "layout", ui_json_text(c->layout));
+	ui_json_put(root, "extents", ui_json_number(c->n_extents));
 	ui_json_put(root, "verdict", ui_json_text(wfs_verdict_name(c->attr->verdict)));
 	ui_json_put(root, "format", ui_json_text(tensors ? "safetensors" : "other"));
 	if (tensors) {
@@ -274,8 +279,12 @@ static int print_text(const struct content *c)
 	WFS_AUTO_FREE char *size = ui_size(c->attr->size);
 	bool tensors = c->st.verdict == WFS_SAFETENSORS_VALID;
 
-	printf("%s: %s, %s, verdict %s", path, size, ls_state(c->attr),
-		wfs_verdict_name(c->attr->verdict));
+	printf("%s: %s, %s", path, size, ls_state(c->attr));
+	if (c->sealed && c->n_extents > 1)
+		printf(" (%s of %zu extents)", c->layout, c->n_extents);
+	else if (c->sealed && c->n_extents == 1)
+		printf(" (%s)", c->layout);
+	printf(", verdict %s", wfs_verdict_name(c->attr->verdict));
 	if (tensors)
 		printf(", safetensors with %zu tensor%s", c->st.n_tensors,
 			c->st.n_tensors == 1 ? "" : "s");

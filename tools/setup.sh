@@ -110,6 +110,8 @@ want_test()
 	has patch || add patch patch patch patch
 	has perl || add perl perl perl perl
 	has mkfs.ext4 || add e2fsprogs e2fsprogs e2fsprogs e2fsprogs
+	has mkfs.xfs || add xfsprogs xfsprogs xfsprogs xfsprogs
+	has mkfs.btrfs || add btrfs-progs btrfs-progs btrfs-progs btrfsprogs
 }
 
 # What weightfs is compared with.

@@ -5,6 +5,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 static void out_of_memory(void)
 {
@@ -66,6 +67,30 @@ int ui_error(const char *hint, const char *fmt, ...)
 	if (hint)
 		fprintf(stderr, "  %s\n", hint);
 	return 1;
+}
+
+/* ---- progress ---- */
+
+#define PROGRESS_NAME 50 /* bytes of the name that are shown: its end tells files apart */
+
+void ui_progress(const char *what, uint64_t done, uint64_t total)
+{
+	WFS_AUTO_FREE char *size = NULL;
+	size_t len = strlen(what);
+
+	if (!isatty(STDERR_FILENO))
+		return;
+	size = ui_size(total);
+	fprintf(stderr, "\r\033[K%s%s  %3u %% of %s", len > PROGRESS_NAME ? "..." : "",
+		what + (len > PROGRESS_NAME ? len - PROGRESS_NAME : 0),
+		total ? (unsigned)((double)done * 100 / (double)total) : 0, size);
+	fflush(stderr);
+}
+
+void ui_progress_end(void)
+{
+	if (isatty(STDERR_FILENO))
+		fputs("\r\033[K", stderr);
 }
 
 /* What a person can do about an error of the library, by its reason. */

@@ -27,6 +27,13 @@ int ui_error(const char *hint, const char *fmt, ...) WFS_PRINTF(2, 3);
  */
 int ui_error_from(const struct wfs_err *err, int ret, const char *what);
 
+/* ---- progress, on stderr where that is a terminal ---- */
+
+/* One line, written over the last: `what` (escaped already), and how far it is. */
+void ui_progress(const char *what, uint64_t done, uint64_t total);
+/* Take the line away, before anything else is printed. */
+void ui_progress_end(void);
+
 /* ---- memory ---- */
 
 /* As malloc, realloc and vasprintf, but they do not fail. */

@@ -17,6 +17,7 @@ static const struct command *const commands[] = {
 	&command_status,
 	&command_ls,
 	&command_fsck,
+	&command_repack,
 	&command_version,
 };
 

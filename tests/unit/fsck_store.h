@@ -80,7 +80,7 @@ static void run_sql(const char *store, const char *sql)
 
 static const char rows[] =
 	"INSERT INTO meta VALUES ('clean', 1), ('created_ns', 1);"
-	"INSERT INTO data_file (id, state) VALUES (1, 1), (2, 0);"
+	"INSERT INTO data_file (id, state) VALUES (1, 1), (2, 0), (5, 1);"
 	"INSERT INTO object (id, digest, ordinal, length, refs, data_file, offset) VALUES"
 	" (1, xxh3(content(100, 1)), 0, 100, 1, 1, 0),"
 	" (2, xxh3(content(1048581, 2)), 0, 1048581, 1, 1, 100),"
@@ -90,6 +90,7 @@ static const char rows[] =
 	" (1, xxh3(x'01000000000000000200000000000000'), 1048681, 2, 1),"
 	" (2, xxh3(x'0300000000000000'), 10, 1, 2),"
 	" (3, xxh3(x'03000000000000000300000000000000'), 20, 2, 1);"
+	"UPDATE manifest SET whole = 5, shared = 7 WHERE id = 3;"
 	"INSERT INTO manifest_object VALUES (1, 0, 1), (1, 1, 2), (2, 0, 3), (3, 0, 3), (3, 1, 3);"
 	"INSERT INTO inode (ino, mode, uid, gid, nlink, size, atime_ns, mtime_ns, ctime_ns,"
 	" btime_ns, target, manifest, data_file, verdict, reason) VALUES"
@@ -121,7 +122,7 @@ static void make_database(const char *store)
 
 	schema = wfs_test_read(schema_path ? schema_path : "lib/schema.sql", &len);
 	schema[len] = '\0';
-	run_sql(store, "PRAGMA application_id = 0x57744653; PRAGMA user_version = 1");
+	run_sql(store, "PRAGMA application_id = 0x57744653; PRAGMA user_version = 2");
 	run_sql(store, schema);
 	run_sql(store, rows);
 }
@@ -134,16 +135,23 @@ static void make_data(const char *store)
 	WFS_AUTO_FREE char *two = wfs_test_path(store, "data/02");
 	WFS_AUTO_FREE char *pack = wfs_test_path(one, "%016x", 1);
 	WFS_AUTO_FREE char *staging = wfs_test_path(two, "%016x", 2);
+	WFS_AUTO_FREE char *five = wfs_test_path(store, "data/05");
+	WFS_AUTO_FREE char *copy = wfs_test_path(five, "%016x", 5);
 	WFS_AUTO_FREE char *lock = wfs_test_path(store, "lock");
+	uint8_t twice[20];
 
 	assert_non_null(bytes);
+	fill(twice, 10, 3);
+	fill(twice + 10, 10, 3);
 	fill(bytes, FIRST_LENGTH, 1);
 	fill(bytes + FIRST_LENGTH, SECOND_LENGTH, 2);
 	mkdir(data, 0700);
 	mkdir(one, 0700);
 	mkdir(two, 0700);
+	mkdir(five, 0700);
 	wfs_test_write(pack, bytes, FIRST_LENGTH + SECOND_LENGTH);
 	wfs_test_write(staging, "half a file", 11);
+	wfs_test_write(copy, twice, sizeof(twice));
 	wfs_test_write(lock, "", 0);
 }
 

@@ -19,9 +19,12 @@
 #include "lib/fsck.h"
 #include "lib/gate.h"
 #include "lib/name.h"
+#include "lib/safetensors.h"
 #include "lib/seal.h"
 #include "lib/store.h"
 #include "tests/unit/support.h"
+
+#define MB ((size_t)1 << 20)
 
 struct fixture {
 	char *dir;   /* of the test */
@@ -186,6 +189,39 @@ static inline uint8_t *noise(size_t len, uint64_t seed)
 		bytes[i] = (uint8_t)(x >> 32);
 	}
 	return bytes;
+}
+
+/* A shard of n tensors of `each` bytes; tensor i holds noise of seed seeds[i]. */
+static inline uint8_t *shard(size_t n, size_t each, const uint64_t *seeds, size_t *ret_len)
+{
+	struct wfs_safetensors_entry *entries = calloc(n, sizeof(*entries));
+	uint64_t shape[1] = { each };
+	uint64_t data_len;
+	uint8_t *head, *all;
+	char names[64][16];
+	size_t head_len;
+
+	for (size_t i = 0; i < n; i++) {
+		entries[i].name_len = (uint32_t)sprintf(names[i], "t%02zu", i);
+		entries[i].name = names[i];
+		entries[i].ndim = 1;
+		entries[i].shape = shape;
+		entries[i].dtype = WFS_DTYPE_U8;
+	}
+	assert_int_equal(wfs_safetensors_build(entries, n, NULL, 0, &head, &head_len, &data_len,
+		NULL), 0);
+	all = malloc(head_len + data_len);
+	memcpy(all, head, head_len);
+	for (size_t i = 0; i < n; i++) {
+		uint8_t *bytes = noise(each, seeds[i]);
+
+		memcpy(all + head_len + entries[i].begin, bytes, each);
+		free(bytes);
+	}
+	free(head);
+	free(entries);
+	*ret_len = head_len + data_len;
+	return all;
 }
 
 #endif

@@ -115,6 +115,29 @@ static void remove_pack(const char *store)
 	remove_file(store, 1);
 }
 
+static void remove_copy(const char *store)
+{
+	remove_file(store, 5);
+}
+
+static void cut_copy(const char *store)
+{
+	WFS_AUTO_FREE char *path = wfs_test_path(store, "data/05/%016x", 5);
+
+	assert_int_equal(truncate(path, 19), 0);
+}
+
+static void flip_copy(const char *store)
+{
+	WFS_AUTO_FREE char *path = wfs_test_path(store, "data/05/%016x", 5);
+	WFS_AUTO_CLOSE int fd = open(path, O_RDWR);
+	uint8_t byte;
+
+	assert_int_equal(pread(fd, &byte, 1, 15), 1);
+	byte ^= 1;
+	assert_int_equal(pwrite(fd, &byte, 1, 15), 1);
+}
+
 static void remove_staging(const char *store)
 {
 	remove_file(store, 2);
@@ -243,7 +266,7 @@ static const struct damage damages[] = {
 		"UPDATE object SET digest = x'00' WHERE id = 1", " database object-digest "),
 	D_ALSO("length as text", "column-type", "object 3",
 		"UPDATE object SET length = 'ten' WHERE id = 3",
-		" object-bytes manifest-size database "),
+		" object-bytes manifest-size database whole-copy-digest "),
 	D_ALSO("offset without data file", "column-type", "object 3",
 		"UPDATE object SET offset = 0 WHERE id = 3", " database "),
 	D("equal digests in two objects", "object-digest", "object 2",
@@ -267,9 +290,9 @@ static const struct damage damages[] = {
 	D("manifest refs", "manifest-refs", "manifest 2",
 		"UPDATE manifest SET refs = 3 WHERE id = 2"),
 	D("dead manifest", "manifest-dead", "manifest 9",
-		"INSERT INTO manifest VALUES (9, NULL, 5, 1, 0)"),
+		"INSERT INTO manifest VALUES (9, NULL, 5, 1, 0, NULL, 0)"),
 	D_ALSO("dead manifest with a digest", "manifest-digest", "manifest 9",
-		"INSERT INTO manifest VALUES (9, x'00', 5, 1, 0)", " manifest-dead "),
+		"INSERT INTO manifest VALUES (9, x'00', 5, 1, 0, NULL, 0)", " manifest-dead "),
 	D_ALSO("gap in seq", "manifest-rows", "manifest 1",
 		"UPDATE manifest_object SET seq = 2 WHERE manifest = 1 AND seq = 1", NULL),
 	D("count of rows", "manifest-rows", "manifest 3",
@@ -279,10 +302,10 @@ static const struct damage damages[] = {
 		" object-refs manifest-size manifest-digest "),
 	D_ALSO("manifest size", "manifest-size", "manifest 3",
 		"UPDATE manifest SET size = 21 WHERE id = 3;"
-		"UPDATE inode SET size = 21 WHERE ino = 9", NULL),
+		"UPDATE inode SET size = 21 WHERE ino = 9", " whole-copy-size "),
 	D_ALSO("sum of lengths overflows", "manifest-size", "manifest 3",
 		"UPDATE object SET length = 9223372036854775807 WHERE id = 3",
-		" object-bytes manifest-size "),
+		" object-bytes manifest-size whole-copy-digest "),
 	D("manifest digest", "manifest-digest", "manifest 1",
 		"UPDATE manifest SET digest = xxh3(x'') WHERE id = 1"),
 	D("manifest digest NULL", "manifest-digest", "manifest 1",
@@ -290,11 +313,28 @@ static const struct damage damages[] = {
 	D_ALSO("order of objects", "manifest-digest", "manifest 1",
 		"UPDATE manifest_object SET object = 3 - object WHERE manifest = 1", NULL),
 	D("one content in two manifests", "manifest-duplicate", "manifest 2",
-		"INSERT INTO manifest VALUES (9, xxh3(x'0300000000000000'), 10, 1, 1);"
+		"INSERT INTO manifest VALUES (9, xxh3(x'0300000000000000'), 10, 1, 1, NULL, 0);"
 		"INSERT INTO manifest_object VALUES (9, 0, 3);"
 		"UPDATE object SET refs = 4 WHERE id = 3;"
 		"UPDATE manifest SET refs = 1 WHERE id = 2;"
 		"UPDATE inode SET manifest = 9 WHERE ino = 11"),
+	/* whole copies */
+	D_ALSO("whole copy without data file", "dangling-reference", "manifest 3",
+		"UPDATE manifest SET whole = 77 WHERE id = 3", " data-file-empty whole-copy-digest "),
+	D_ALSO("whole copy in staging", "whole-copy-not-pack", "manifest 3",
+		"UPDATE data_file SET state = 0 WHERE id = 5", " staging-orphan "),
+	D_ALSO("whole copy of nobody", "data-file-empty", "data_file 5",
+		"UPDATE manifest SET whole = NULL, shared = 0 WHERE id = 3", NULL),
+	D("whole copy as text", "column-type", "manifest 1",
+		"UPDATE manifest SET shared = 'all' WHERE id = 1"),
+	D("more shared than there is", "column-type", "manifest 3",
+		"UPDATE manifest SET shared = 21 WHERE id = 3"),
+	D_ACT("whole copy too short", "whole-copy-size", "manifest 3", cut_copy,
+		" whole-copy-digest ", NULL),
+	D_ACT("whole copy gone", "data-file-missing", "data/05/0000000000000005", remove_copy,
+		" whole-copy-digest ", NULL),
+	D_ACT("bit flipped in a whole copy", "whole-copy-digest", "manifest 3", flip_copy, NULL,
+		"/twice"),
 	/* inodes */
 	D("nlink of a file", "nlink", "inode 3", "UPDATE inode SET nlink = 1 WHERE ino = 3"),
 	D("nlink 0 with a name", "nlink", "inode 4", "UPDATE inode SET nlink = 0 WHERE ino = 4"),
@@ -388,7 +428,7 @@ static const struct damage damages[] = {
 	D_ACT("staging gone", "data-file-missing", "data/02/0000000000000002", remove_staging,
 		NULL, NULL),
 	D_ACT("data gone", "data-file-missing", "data", remove_data,
-		" object-digest data-file-missing ", NULL),
+		" object-digest data-file-missing whole-copy-digest ", NULL),
 	D_ACT("pack is a link", "data-file-stray", "data/01/0000000000000001", link_pack,
 		" object-digest ", "regular"),
 	D_ACT("file without row", "data-file-stray", "data/02/0000000000000102", put_without_row,
@@ -432,7 +472,7 @@ static void test_clean(void **state)
 	assert_int_equal(summary.dirents, 11);
 	assert_int_equal(summary.objects, 3);
 	assert_int_equal(summary.manifests, 3);
-	assert_int_equal(summary.data_files, 2);
+	assert_int_equal(summary.data_files, 3);
 	remove_store(store);
 }
 
@@ -458,7 +498,7 @@ static const char in_flight[] =
 	"UPDATE meta SET value = 0 WHERE key = 'clean';"
 	"UPDATE inode SET nlink = 0 WHERE ino = 7; DELETE FROM dirent WHERE ino = 7;"
 	"INSERT INTO data_file VALUES (3, 2, 0), (4, 3, 0);"
-	"INSERT INTO manifest VALUES (9, NULL, 1048681, 2, 0);"
+	"INSERT INTO manifest VALUES (9, NULL, 1048681, 2, 0, NULL, 0);"
 	"INSERT INTO manifest_object VALUES (9, 0, 1);"
 	"UPDATE object SET refs = 2 WHERE id = 1;";
 
@@ -527,9 +567,9 @@ static void test_refused(void **state)
 	unlink(db);
 	run_sql(store, "CREATE TABLE t (x)");
 	refuse(store, -EINVAL, "not-a-store");
-	run_sql(store, "PRAGMA application_id = 0x57744653; PRAGMA user_version = 2");
+	run_sql(store, "PRAGMA application_id = 0x57744653; PRAGMA user_version = 1");
 	refuse(store, -EPROTONOSUPPORT, "store-version");
-	run_sql(store, "PRAGMA user_version = 1; PRAGMA writable_schema = ON;"
+	run_sql(store, "PRAGMA user_version = 2; PRAGMA writable_schema = ON;"
 		"UPDATE sqlite_schema SET sql = 'CREATE TABLE t (' WHERE name = 't'");
 	refuse(store, -EUCLEAN, "store-damaged");
 	remove_store(store);

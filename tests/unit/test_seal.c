@@ -1,43 +1,6 @@
 /* Dirty to sealed and back: sharing, counts, space, copies. */
 #include "tests/unit/store_fixture.h"
 
-#include "lib/safetensors.h"
-
-#define MB ((size_t)1 << 20)
-
-/* A shard of n tensors of `each` bytes; tensor i holds noise of seed seeds[i]. */
-static uint8_t *shard(size_t n, size_t each, const uint64_t *seeds, size_t *ret_len)
-{
-	struct wfs_safetensors_entry *entries = calloc(n, sizeof(*entries));
-	uint64_t shape[1] = { each };
-	uint64_t data_len;
-	uint8_t *head, *all;
-	char names[64][16];
-	size_t head_len;
-
-	for (size_t i = 0; i < n; i++) {
-		entries[i].name_len = (uint32_t)sprintf(names[i], "t%02zu", i);
-		entries[i].name = names[i];
-		entries[i].ndim = 1;
-		entries[i].shape = shape;
-		entries[i].dtype = WFS_DTYPE_U8;
-	}
-	assert_int_equal(wfs_safetensors_build(entries, n, NULL, 0, &head, &head_len, &data_len,
-		NULL), 0);
-	all = malloc(head_len + data_len);
-	memcpy(all, head, head_len);
-	for (size_t i = 0; i < n; i++) {
-		uint8_t *bytes = noise(each, seeds[i]);
-
-		memcpy(all + head_len + entries[i].begin, bytes, each);
-		free(bytes);
-	}
-	free(head);
-	free(entries);
-	*ret_len = head_len + data_len;
-	return all;
-}
-
 static void test_empty(void **state)
 {
 	struct fixture *f = *state;

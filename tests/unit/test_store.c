@@ -93,7 +93,7 @@ static void test_version(void **state)
 	assert_int_equal(try_open(f->path, WFS_STORE_READ, false, &reason), -EPROTONOSUPPORT);
 	sql(f->path, "PRAGMA user_version = 0");
 	assert_int_equal(try_open(f->path, WFS_STORE_WRITE, true, &reason), -EPROTONOSUPPORT);
-	sql(f->path, "PRAGMA user_version = 1");
+	sql(f->path, "PRAGMA user_version = 2");
 	assert_int_equal(try_open(f->path, WFS_STORE_WRITE, true, &reason), 0);
 }
 
@@ -126,6 +126,57 @@ static void test_migration(void **state)
 	assert_int_equal(wfs_db_migrate(db, 3, 9, steps, 2, &err), -EPROTONOSUPPORT);
 	assert_string_equal(err.reason, "store-version");
 	sqlite3_close(db);
+}
+
+/* A store of format 1, as the first version made it, with one sealed file. */
+static void make_store_1(const char *path)
+{
+	char *data = wfs_test_path(path, "data");
+	char *schema;
+	size_t len;
+
+	assert_int_equal(mkdir(path, 0700), 0);
+	assert_int_equal(mkdir(data, 0700), 0);
+	schema = wfs_test_read("tests/unit/schema-1.sql", &len);
+	schema[len] = '\0';
+	sql(path, "PRAGMA auto_vacuum = INCREMENTAL");
+	sql(path, schema);
+	sql(path, "PRAGMA application_id = 0x57744653; PRAGMA user_version = 1;"
+		"INSERT INTO meta VALUES ('clean', 1);"
+		"INSERT INTO object VALUES (1, x'3f4f4e4cd0a32e0ca5bf1d3bdd0a9f75', 0, 5, 1, NULL, NULL);"
+		"INSERT INTO object_bytes VALUES (1, CAST('bytes' AS BLOB));"
+		"INSERT INTO manifest VALUES (1, NULL, 5, 1, 1);"
+		"INSERT INTO manifest_object VALUES (1, 0, 1);"
+		"INSERT INTO inode (ino, mode, uid, gid, nlink, size, atime_ns, mtime_ns, ctime_ns,"
+		" btime_ns, manifest) VALUES (1, 16877, 0, 0, 2, 0, 1, 1, 1, 1, NULL),"
+		" (2, 33188, 0, 0, 1, 5, 1, 1, 1, 1, 1);"
+		"INSERT INTO dirent (parent, name, ino) VALUES (1, CAST('old' AS BLOB), 2)");
+	free(schema);
+	free(data);
+}
+
+/* A store of the format before: brought forward by the first mount; who only looks says so. */
+static void test_migration_from_1(void **state)
+{
+	struct fixture *f = *state;
+	const char *reason;
+	struct wfs_attr a;
+
+	assert_int_equal(wfs_store_close(f->store), 0);
+	free(f->path);
+	f->path = wfs_test_path(f->dir, "first");
+	make_store_1(f->path);
+	assert_int_equal(try_open(f->path, WFS_STORE_READ, false, &reason), -EPROTONOSUPPORT);
+	assert_string_equal(reason, "store-version");
+	f->store = open_store(f->path, 0);
+	assert_int_equal(wfs_name_lookup(f->store, WFS_ROOT_INO, "old", &a), 0);
+	check_bytes(f, a.ino, "bytes", 5);
+	write_at(f, a.ino, "B", 1, 0);
+	seal(f, a.ino);
+	check_bytes(f, a.ino, "Bytes", 5);
+	assert_int_equal(wfs_store_close(f->store), 0);
+	f->store = NULL;
+	assert_int_equal(try_open(f->path, WFS_STORE_READ, false, &reason), 0);
 }
 
 /* flock is the open file's, not the process's: one process will do. */
@@ -264,6 +315,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_other_database, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_version, set_up, tear_down),
 		cmocka_unit_test(test_migration),
+		cmocka_unit_test_setup_teardown(test_migration_from_1, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_locked, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_crash, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_damaged, set_up, tear_down),
