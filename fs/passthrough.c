@@ -62,6 +62,13 @@ static void unregister(struct wfs_driver *d, int32_t id)
 
 /* ---- INIT ---- */
 
+/*
+ * libfuse says it to the kernel since 3.17; before, its answer is patched on the way out.
+ * Registrations are ours with either: libfuse's own hides why one fails, and wants a request
+ * to close it, where a handle that ends with the mount has none.
+ */
+#define LIBFUSE_KNOWS (FUSE_VERSION >= FUSE_MAKE_VERSION(3, 17))
+
 void wfs_passthrough_init(struct wfs_passthrough *p)
 {
 	atomic_init(&p->on, false);
@@ -85,6 +92,24 @@ static void say_why_not(struct wfs_passthrough *p, const char *fmt, ...)
 	vsnprintf(p->why_not, sizeof(p->why_not), fmt, ap);
 	va_end(ap);
 }
+
+#if LIBFUSE_KNOWS
+
+void wfs_passthrough_prepare(struct wfs_driver *d)
+{
+	if (d->options->passthrough == WFS_PASSTHROUGH_OFF)
+		say_why_not(&d->passthrough, "switched off by -o passthrough=off");
+}
+
+void wfs_passthrough_want(struct wfs_driver *d, struct fuse_conn_info *conn)
+{
+	if (d->passthrough.why_not[0] || !(conn->capable & FUSE_CAP_PASSTHROUGH))
+		return;
+	conn->want |= (unsigned)FUSE_CAP_PASSTHROUGH;
+	conn->max_backing_stack_depth = STACK_DEPTH;
+}
+
+#else
 
 /* libfuse's answer to INIT, with passthrough added. */
 static void patch(struct iovec *iov, int count)
@@ -133,6 +158,14 @@ void wfs_passthrough_prepare(struct wfs_driver *d)
 	else if (fuse_session_custom_io(d->session, &io, fuse_session_fd(d->session)) != 0)
 		say_why_not(p, "this libfuse lets nobody answer for it");
 }
+
+void wfs_passthrough_want(struct wfs_driver *d, struct fuse_conn_info *conn)
+{
+	(void)d;
+	(void)conn;
+}
+
+#endif
 
 bool wfs_passthrough_look(struct wfs_driver *d, const void *request, size_t size)
 {

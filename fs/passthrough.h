@@ -48,6 +48,9 @@ void wfs_passthrough_release(struct wfs_passthrough *p);
 
 /* After the mount, before the first request: see to it that INIT is answered with it. */
 void wfs_passthrough_prepare(struct wfs_driver *d);
+/* In the INIT operation: ask for it, where libfuse has words for that. */
+struct fuse_conn_info;
+void wfs_passthrough_want(struct wfs_driver *d, struct fuse_conn_info *conn);
 /* A raw request, before libfuse has it. True if it is INIT: call wfs_passthrough_begin when it was answered. */
 bool wfs_passthrough_look(struct wfs_driver *d, const void *request, size_t size);
 /* See whether it works, and say so. -ENOTSUP if it was demanded and does not. */

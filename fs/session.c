@@ -64,8 +64,8 @@ void wfs_session_ready(struct wfs_driver *d)
 
 static void op_init(void *userdata, struct fuse_conn_info *conn)
 {
-	(void)userdata;
 	set_capabilities(conn);
+	wfs_passthrough_want(userdata, conn);
 }
 
 const struct fuse_lowlevel_ops wfs_ops = {

@@ -12,8 +12,8 @@
 #include "lib/seal.h"
 
 #define MS INT64_C(1000000)
-#define QUIET_NS (300 * MS)         /* from the last close to the seal */
-#define TOGETHER_NS (64 * MS)       /* what is due within one of these is due at its end */
+#define QUIET_NS (300 * MS)         /* from the last close to the seal, at most */
+#define TOGETHER_NS (64 * MS)       /* what is due within one of these is due when it begins */
 #define RETRY_NS (10000 * MS)       /* after a seal that failed: a full disk, perhaps */
 #define TICK_NS (250 * MS)          /* of the housekeeper */
 #define BUSY_TICK_NS (50 * MS)      /* while transactions come fast */
@@ -126,7 +126,7 @@ static void seal_at(struct wfs_work *w, struct wfs_work_item item)
 
 void wfs_work_seal_later(struct wfs_work *w, uint64_t ino)
 {
-	int64_t due_ns = (now_ns() + QUIET_NS + TOGETHER_NS) / TOGETHER_NS * TOGETHER_NS;
+	int64_t due_ns = (now_ns() + QUIET_NS) / TOGETHER_NS * TOGETHER_NS;
 
 	seal_at(w, (struct wfs_work_item){ .due_ns = due_ns, .ino = ino });
 }

@@ -4,7 +4,7 @@ import time
 
 from work import MIB, ROOT, USER, Bound, Measure, Work
 
-QUIET = 0.3   # seconds from a file's last close to its seal: fs/work.c
+QUIET = 0.3   # seconds from a file's last close to its seal, at most: fs/work.c
 SEALERS = 2   # threads of the driver that seal: fs/work.h
 SHARDS = 4
 
