@@ -238,12 +238,13 @@ void wfs_op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
 	struct fuse_file_info *fi)
 {
 	struct wfs_file *f = wfs_handle_of(fi)->file;
-	char *buf = get_read_buffer(size);
 	ssize_t n = -ENOMEM;
+	char *buf;
 
 	(void)ino;
 	if (size >= SPLICE_FROM && reply_span(req, f, size, (uint64_t)off))
 		return;
+	buf = get_read_buffer(size);
 	if (buf)
 		n = wfs_file_read(f, buf, size, (uint64_t)off);
 	if (n < 0)

@@ -95,10 +95,10 @@ static void say_why_not(struct wfs_passthrough *p, const char *fmt, ...)
 
 #if LIBFUSE_KNOWS
 
-void wfs_passthrough_prepare(struct wfs_driver *d)
+static int take_over_answers(struct wfs_driver *d)
 {
-	if (d->options->passthrough == WFS_PASSTHROUGH_OFF)
-		say_why_not(&d->passthrough, "switched off by -o passthrough=off");
+	(void)d;
+	return 0;
 }
 
 void wfs_passthrough_want(struct wfs_driver *d, struct fuse_conn_info *conn)
@@ -147,16 +147,12 @@ static ssize_t io_splice(int from, off_t *from_offset, int to, off_t *to_offset,
 	return splice(from, from_offset, to, to_offset, len, flags);
 }
 
-void wfs_passthrough_prepare(struct wfs_driver *d)
+static int take_over_answers(struct wfs_driver *d)
 {
 	static const struct fuse_custom_io io = { .writev = io_writev, .read = io_read,
 		.splice_send = io_splice };
-	struct wfs_passthrough *p = &d->passthrough;
 
-	if (d->options->passthrough == WFS_PASSTHROUGH_OFF)
-		say_why_not(p, "switched off by -o passthrough=off");
-	else if (fuse_session_custom_io(d->session, &io, fuse_session_fd(d->session)) != 0)
-		say_why_not(p, "this libfuse lets nobody answer for it");
+	return fuse_session_custom_io(d->session, &io, fuse_session_fd(d->session));
 }
 
 void wfs_passthrough_want(struct wfs_driver *d, struct fuse_conn_info *conn)
@@ -166,6 +162,14 @@ void wfs_passthrough_want(struct wfs_driver *d, struct fuse_conn_info *conn)
 }
 
 #endif
+
+void wfs_passthrough_prepare(struct wfs_driver *d)
+{
+	if (d->options->passthrough == WFS_PASSTHROUGH_OFF)
+		say_why_not(&d->passthrough, "switched off by -o passthrough=off");
+	else if (take_over_answers(d) != 0)
+		say_why_not(&d->passthrough, "this libfuse lets nobody answer for it");
+}
 
 bool wfs_passthrough_look(struct wfs_driver *d, const void *request, size_t size)
 {

@@ -396,7 +396,7 @@ static struct wfs_datafile *place_of(struct wfs_content *c, uint64_t offset, siz
 	return e->at + e->length - offset >= len ? e->df : NULL;
 }
 
-/* Of a data file that was cut short the reader hears by wfs_content_read. */
+/* Of a pack that was cut short the reader hears by wfs_content_read. */
 static bool is_there(const struct wfs_span *span)
 {
 	struct stat st;
@@ -418,7 +418,7 @@ int wfs_span_begin(struct wfs_span *span, struct wfs_content *c, uint64_t offset
 	span->fd = wfs_datafile_use(c->table, span->df);
 	if (span->fd < 0)
 		return span->fd;
-	if (!is_there(span)) {
+	if (!c->staging && !is_there(span)) {
 		wfs_datafile_unuse(c->table, span->df);
 		return 0;
 	}

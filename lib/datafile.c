@@ -500,6 +500,17 @@ static int sync_dir_of(struct wfs_datafiles *t, uint64_t id)
 	return fd < 0 || fsync(fd) != 0 ? -errno : sync_directories(t);
 }
 
+int wfs_datafile_empty(struct wfs_datafiles *t, struct wfs_datafile *df)
+{
+	int ret, fd = wfs_datafile_use_to_write(t, df);
+
+	if (fd < 0)
+		return fd;
+	ret = ftruncate(fd, 0) != 0 ? -errno : 0;
+	wfs_datafile_unuse(t, df);
+	return ret;
+}
+
 int wfs_datafile_sync(struct wfs_datafiles *t, struct wfs_datafile *df)
 {
 	bool dir_synced;

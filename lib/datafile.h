@@ -118,6 +118,9 @@ int wfs_datafiles_scratch(struct wfs_datafiles *t);
 /* A new descriptor of the file, to read; the caller closes it. */
 int wfs_datafile_open(struct wfs_datafiles *t, uint64_t id);
 
+/* Give all its bytes back; it stays, with length 0. */
+int wfs_datafile_empty(struct wfs_datafiles *t, struct wfs_datafile *df);
+
 /* fdatasync, and of the directory if the file is new. */
 int wfs_datafile_sync(struct wfs_datafiles *t, struct wfs_datafile *df);
 

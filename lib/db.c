@@ -225,17 +225,15 @@ static void drop_view(struct wfs_db *db)
 	db->holds_view = false;
 }
 
-/* A statement without parameters and rows. An SQLite result code; for what fails as a whole, SQLITE_ERROR. */
+/* A statement without parameters and rows. An SQLite result code. */
 static int step_once(struct wfs_db *db, enum wfs_query q)
 {
 	sqlite3_stmt *stmt = NULL;
-	int code;
 
 	if (get_stmt(db, q, &stmt) != 0)
 		return SQLITE_ERROR;
 	sqlite3_step(stmt);
-	code = sqlite3_reset(stmt);
-	return code;
+	return sqlite3_reset(stmt); /* the same code */
 }
 
 static void take_lock(struct wfs_db *db)

@@ -46,11 +46,7 @@ static int prepare(struct wfs_store *s, struct job *j)
 	ret = wfs_seal_begin(j->file, &j->staging);
 	if (ret <= 0)
 		return ret;
-	ret = wfs_file_size(j->file, &size);
-	if (ret == 0 && size > WFS_SMALL_FILE)
-		return -EFBIG;
-	if (ret == 0)
-		ret = wfs_seal_check(j->file, j->staging, &size);
+	ret = wfs_seal_check(j->file, j->staging, &size);
 	if (ret == 0 && size > WFS_SMALL_FILE)
 		ret = -EFBIG;
 	if (ret == 0 && size > 0)

@@ -2,7 +2,6 @@
 
 #include <errno.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "lib/datafile_state.h"
 #include "lib/store_priv.h"
@@ -32,18 +31,6 @@ int wfs_spare_take(struct wfs_store *s, uint64_t state, uint64_t *ret_id)
 	return wfs_db_changes(&s->db) == 1 ? 1 : -ESTALE;
 }
 
-/* 0 or -errno. */
-static int empty(struct wfs_store *s, struct wfs_datafile *df)
-{
-	int ret, fd = wfs_datafile_use_to_write(&s->datafiles, df);
-
-	if (fd < 0)
-		return fd;
-	ret = ftruncate(fd, 0) != 0 ? -errno : 0;
-	wfs_datafile_unuse(&s->datafiles, df);
-	return ret;
-}
-
 static bool has_room(struct wfs_store *s)
 {
 	bool room;
@@ -58,7 +45,7 @@ bool wfs_spare_keep(struct wfs_store *s, struct wfs_datafile *df)
 {
 	bool kept;
 
-	if (!has_room(s) || empty(s, df) != 0)
+	if (!has_room(s) || wfs_datafile_empty(&s->datafiles, df) != 0)
 		return false;
 	pthread_mutex_lock(&s->spare_lock);
 	kept = s->keeps_spares && s->n_spares < WFS_SPARES;

@@ -225,13 +225,10 @@ static int publish(struct wfs_file *f, const struct wfs_content *old, uint64_t d
 static void empty_filling(struct wfs_store *s, uint64_t data_file)
 {
 	struct wfs_datafile *df = wfs_datafile_get(&s->datafiles, data_file);
-	int fd = df ? wfs_datafile_use_to_write(&s->datafiles, df) : -ENOMEM;
+	int ret = df ? wfs_datafile_empty(&s->datafiles, df) : -ENOMEM;
 
-	if (fd >= 0) {
-		if (ftruncate(fd, 0) != 0)
-			wfs_store_log(s, "a data file could not be emptied: %s", strerror(errno));
-		wfs_datafile_unuse(&s->datafiles, df);
-	}
+	if (ret)
+		wfs_store_log(s, "a data file could not be emptied: %s", strerror(-ret));
 	if (df)
 		wfs_datafile_unref(&s->datafiles, df);
 }

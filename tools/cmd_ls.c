@@ -217,19 +217,11 @@ static int list(const char *what, bool json)
 
 static int run(const struct command *self, int argc, char **argv)
 {
-	static const struct option options[] = {
-		{ "json", no_argument, NULL, 'j' },
-		{ "help", no_argument, NULL, 'h' },
-		{ 0 },
-	};
-	bool json = false;
-	int opt;
+	bool json;
+	int status = command_json_option(self, argc, argv, &json);
 
-	while ((opt = getopt_long(argc, argv, "h", options, NULL)) != -1) {
-		if (opt != 'j')
-			return command_other_option(self, opt);
-		json = true;
-	}
+	if (status >= 0)
+		return status;
 	if (argc - optind == 1)
 		return list(argv[optind], json);
 	ui_error(NULL, "ls: one store, directory or file is needed");

@@ -238,19 +238,11 @@ static int repack_all(int n, char **paths, bool json)
 
 static int run(const struct command *self, int argc, char **argv)
 {
-	static const struct option options[] = {
-		{ "json", no_argument, NULL, 'j' },
-		{ "help", no_argument, NULL, 'h' },
-		{ 0 },
-	};
-	bool json = false;
-	int opt;
+	bool json;
+	int status = command_json_option(self, argc, argv, &json);
 
-	while ((opt = getopt_long(argc, argv, "h", options, NULL)) != -1) {
-		if (opt != 'j')
-			return command_other_option(self, opt);
-		json = true;
-	}
+	if (status >= 0)
+		return status;
 	if (argc > optind)
 		return repack_all(argc - optind, argv + optind, json);
 	ui_error(NULL, "repack: a file or directory in a mount is needed");

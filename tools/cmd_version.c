@@ -1,5 +1,4 @@
 /* cmd_version.c - `weightfs version`: of the program and of what it is linked with. */
-#include <getopt.h>
 #include <sqlite3.h>
 #include <stdio.h>
 #include <xxhash.h>
@@ -22,19 +21,11 @@ static int print_json(void)
 
 static int run(const struct command *self, int argc, char **argv)
 {
-	static const struct option options[] = {
-		{ "json", no_argument, NULL, 'j' },
-		{ "help", no_argument, NULL, 'h' },
-		{ 0 },
-	};
-	bool json = false;
-	int opt;
+	bool json;
+	int status = command_json_option(self, argc, argv, &json);
 
-	while ((opt = getopt_long(argc, argv, "h", options, NULL)) != -1) {
-		if (opt != 'j')
-			return command_other_option(self, opt);
-		json = true;
-	}
+	if (status >= 0)
+		return status;
 	if (json)
 		return print_json();
 	printf("weightfs %s (store format %d; SQLite %s, jansson %s)\n", WFS_VERSION,

@@ -8,6 +8,8 @@
 #ifndef WFS_TOOLS_COMMAND_H
 #define WFS_TOOLS_COMMAND_H
 
+#include <stdbool.h>
+
 struct command {
 	const char *name;
 	const char *summary; /* a few words for `weightfs --help` */
@@ -31,5 +33,11 @@ int command_usage(const struct command *self);
  * `opt` ('h' prints the help and gives 0, all else is wrong usage and gives 2).
  */
 int command_other_option(const struct command *self, int opt);
+
+/*
+ * The options of a command that has --json and no other of its own. -1: go on, the
+ * arguments begin at optind; else the exit status.
+ */
+int command_json_option(const struct command *self, int argc, char **argv, bool *ret_json);
 
 #endif

@@ -5,6 +5,7 @@
  * mount.fuse3): first words that are no name of a command, but paths or
  * options, mean `mount`.
  */
+#include <getopt.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -47,6 +48,24 @@ int command_other_option(const struct command *self, int opt)
 		return command_usage(self);
 	fputs(self->help, stdout);
 	return ui_finish();
+}
+
+int command_json_option(const struct command *self, int argc, char **argv, bool *ret_json)
+{
+	static const struct option options[] = {
+		{ "json", no_argument, NULL, 'j' },
+		{ "help", no_argument, NULL, 'h' },
+		{ 0 },
+	};
+	int opt;
+
+	*ret_json = false;
+	while ((opt = getopt_long(argc, argv, "h", options, NULL)) != -1) {
+		if (opt != 'j')
+			return command_other_option(self, opt);
+		*ret_json = true;
+	}
+	return -1;
 }
 
 static const struct command *find_command(const char *name)
