@@ -37,7 +37,7 @@ for shard in ("base", "tuned"):
     with open(f"{directory}/{shard}.safetensors", "wb") as f:
         f.write(struct.pack("<Q", len(header)) + header)
         for number in range(tensors):
-            seed = number if shard == "base" or number % 2 == 0 else -number
+            seed = f"{'base' if number % 2 == 0 else shard} {number}"  # a number's sign would not count
             block = random.Random(seed).randbytes(1 << 20)
             for at in range(0, each, len(block)):
                 part = struct.pack("<q", at) + block[8:]
