@@ -9,15 +9,15 @@
 #ifndef WFS_DRIVER_H
 #define WFS_DRIVER_H
 
-#define FUSE_USE_VERSION 314
-#include <fuse_lowlevel.h>
 #include <semaphore.h>
 #include <stdatomic.h>
 
+#include "fs/fuse.h"
 #include "fs/inode.h"
 #include "fs/log.h"
 #include "fs/passthrough.h"
 #include "fs/session.h"
+#include "fs/view.h"
 #include "fs/work.h"
 #include "lib/file.h"
 #include "lib/name.h"
@@ -34,6 +34,7 @@ struct wfs_driver {
 	struct fuse_session *session;            /* constant */
 	struct wfs_log log;
 	struct wfs_inodes inodes;
+	struct wfs_views views;
 	struct wfs_work work;
 	struct wfs_passthrough passthrough;
 	struct wfs_err failure;                  /* why the loop was ended before it began */
@@ -68,6 +69,8 @@ static inline struct wfs_handle *wfs_handle_of(const struct fuse_file_info *fi)
 
 /* ---- session.c ---- */
 
+/* The INIT operation. */
+void wfs_session_init(void *userdata, struct fuse_conn_info *conn);
 /* INIT was answered: the mount serves, and the command that started it may go. */
 void wfs_session_ready(struct wfs_driver *d);
 
@@ -92,6 +95,10 @@ void wfs_handles_free_all(struct wfs_driver *d);
 /* Log what the gate has against a file, with its path; nothing if it has nothing. */
 void wfs_log_verdict(struct wfs_driver *d, uint64_t ino, const char *what,
 	const struct wfs_err *why);
+
+/* Reply with the bytes of a content, less at its end. */
+struct wfs_content;
+void wfs_reply_content(fuse_req_t req, struct wfs_content *c, size_t size, uint64_t offset);
 
 /* Free what a thread of the loop keeps for itself. */
 void wfs_thread_end(void);

@@ -220,12 +220,12 @@ void wfs_thread_end(void)
  * answered. Only one place at a time: libfuse 3.14 reads past its buffers where a
  * splice of several ends early.
  */
-static bool reply_span(fuse_req_t req, struct wfs_file *f, size_t size, uint64_t offset)
+static bool reply_span(fuse_req_t req, struct wfs_content *c, size_t size, uint64_t offset)
 {
 	struct fuse_bufvec bufs = FUSE_BUFVEC_INIT(0);
 	struct wfs_span span;
 
-	if (wfs_file_span(f, &span, offset, size) <= 0)
+	if (wfs_span_begin(&span, c, offset, size) <= 0)
 		return false;
 	bufs.buf[0] = (struct fuse_buf){ .size = span.len, .fd = span.fd,
 		.pos = (off_t)span.offset, .flags = FUSE_BUF_IS_FD | FUSE_BUF_FD_SEEK };
@@ -234,23 +234,30 @@ static bool reply_span(fuse_req_t req, struct wfs_file *f, size_t size, uint64_t
 	return true;
 }
 
-void wfs_op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
-	struct fuse_file_info *fi)
+void wfs_reply_content(fuse_req_t req, struct wfs_content *c, size_t size, uint64_t offset)
 {
-	struct wfs_file *f = wfs_handle_of(fi)->file;
 	ssize_t n = -ENOMEM;
 	char *buf;
 
-	(void)ino;
-	if (size >= SPLICE_FROM && reply_span(req, f, size, (uint64_t)off))
+	if (size >= SPLICE_FROM && reply_span(req, c, size, offset))
 		return;
 	buf = get_read_buffer(size);
 	if (buf)
-		n = wfs_file_read(f, buf, size, (uint64_t)off);
+		n = wfs_content_read(c, buf, size, offset);
 	if (n < 0)
 		fuse_reply_err(req, (int)(n == -ENOENT ? EIO : -n));
 	else
 		fuse_reply_buf(req, buf, (size_t)n);
+}
+
+void wfs_op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
+	struct fuse_file_info *fi)
+{
+	struct wfs_content *c = wfs_file_content(wfs_handle_of(fi)->file);
+
+	(void)ino;
+	wfs_reply_content(req, c, size, (uint64_t)off);
+	wfs_content_unref(c);
 }
 
 void wfs_op_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_t off,

@@ -9,7 +9,9 @@
 
 void wfs_forget(struct wfs_driver *d, uint64_t ino, uint64_t n)
 {
-	if (wfs_inodes_forget(&d->inodes, ino, n))
+	if (wfs_is_view(ino))
+		wfs_view_forget(&d->views, ino, n);
+	else if (wfs_inodes_forget(&d->inodes, ino, n))
 		wfs_work_drop(&d->work, ino);
 }
 
@@ -55,6 +57,8 @@ void wfs_op_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
 
 	if (!err)
 		wfs_reply_entry(req, &a);
+	else if (err == -ENOENT && wfs_view_try_lookup(req, parent, name))
+		return;
 	else if (err == -ENOENT)
 		fuse_reply_entry(req, &none); /* ino 0: the kernel may remember that it is not there */
 	else

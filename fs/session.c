@@ -62,49 +62,12 @@ void wfs_session_ready(struct wfs_driver *d)
 	d->ready_fd = -1;
 }
 
-static void op_init(void *userdata, struct fuse_conn_info *conn)
+void wfs_session_init(void *userdata, struct fuse_conn_info *conn)
 {
 	set_capabilities(conn);
 	wfs_passthrough_want(userdata, conn);
 }
 
-const struct fuse_lowlevel_ops wfs_ops = {
-	.init = op_init,
-	.lookup = wfs_op_lookup,
-	.forget = wfs_op_forget,
-	.forget_multi = wfs_op_forget_multi,
-	.getattr = wfs_op_getattr,
-	.setattr = wfs_op_setattr,
-	.readlink = wfs_op_readlink,
-	.mknod = wfs_op_mknod,
-	.mkdir = wfs_op_mkdir,
-	.unlink = wfs_op_unlink,
-	.rmdir = wfs_op_rmdir,
-	.symlink = wfs_op_symlink,
-	.rename = wfs_op_rename,
-	.link = wfs_op_link,
-	.open = wfs_op_open,
-	.create = wfs_op_create,
-	.read = wfs_op_read,
-	.write = wfs_op_write,
-	.flush = wfs_op_flush,
-	.release = wfs_op_release,
-	.fsync = wfs_op_fsync,
-	.fallocate = wfs_op_fallocate,
-	.lseek = wfs_op_lseek,
-	.copy_file_range = wfs_op_copy_file_range,
-	.opendir = wfs_op_opendir,
-	.readdir = wfs_op_readdir,
-	.readdirplus = wfs_op_readdirplus,
-	.releasedir = wfs_op_releasedir,
-	.fsyncdir = wfs_op_fsyncdir,
-	.statfs = wfs_op_statfs,
-	.setxattr = wfs_op_setxattr,
-	.getxattr = wfs_op_getxattr,
-	.listxattr = wfs_op_listxattr,
-	.removexattr = wfs_op_removexattr,
-	.ioctl = wfs_op_ioctl,
-};
 
 /* ---- paths ---- */
 
@@ -322,6 +285,8 @@ static int run(struct wfs_driver *d, struct wfs_err *err)
 	ret = find_mountpoint(d, err);
 	if (!ret)
 		ret = wfs_inodes_init(&d->inodes);
+	if (!ret)
+		ret = wfs_views_init(&d->views);
 	if (ret)
 		return ret;
 	ret = open_store(d, err);
@@ -333,6 +298,7 @@ static int run(struct wfs_driver *d, struct wfs_err *err)
 		ret = ret ? ret : closed;
 	}
 	wfs_inodes_release(&d->inodes);
+	wfs_views_release(&d->views);
 	return ret;
 }
 

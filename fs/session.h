@@ -19,6 +19,13 @@ enum wfs_passthrough_option {
 	WFS_PASSTHROUGH_OFF,
 };
 
+/* .tensors and .shards: fs/view.h */
+enum wfs_views_option {
+	WFS_VIEWS_HIDDEN, /* found by name, in no listing */
+	WFS_VIEWS_LISTED, /* in the listing of a directory that has a model */
+	WFS_VIEWS_OFF,
+};
+
 /* All strings are borrowed until wfs_session_run returns. */
 struct wfs_mount_options {
 	const char *store;      /* directory; made if it is missing, unless read_only */
@@ -30,6 +37,7 @@ struct wfs_mount_options {
 	bool read_only;
 	enum wfs_validate validate;
 	enum wfs_passthrough_option passthrough;
+	enum wfs_views_option views;
 	uint64_t max_size; /* bytes of disk blocks; 0: no limit */
 	const char *fuse_options; /* further options for the kernel or fusermount3, comma separated, or NULL */
 };

@@ -2,10 +2,12 @@
 
 #include <errno.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <time.h>
 
 #include "fs/log.h"
 #include "lib/collect.h"
+#include "lib/model.h"
 #include "lib/name.h"
 #include "lib/quota.h"
 #include "lib/reserve.h"
@@ -17,6 +19,7 @@
 #define RETRY_NS (10000 * MS)       /* after a seal that failed: a full disk, perhaps */
 #define TICK_NS (250 * MS)          /* of the housekeeper */
 #define BUSY_TICK_NS (50 * MS)      /* while transactions come fast */
+#define SEALER_NICE 10              /* what was written gives way to what is being done */
 #define FULL_TRIES 3                /* of a request on a full disk */
 #define DURABLE_NS (4000 * MS)      /* what was sealed is on the disk after this at the latest */
 
@@ -182,6 +185,9 @@ static void *sealer_main(void *ctx)
 {
 	struct wfs_work *w = ctx;
 
+	/* Of this thread alone. A request that waits for its lock leaves it a processor meanwhile. */
+	if (setpriority(PRIO_PROCESS, 0, WFS_MIN(getpriority(PRIO_PROCESS, 0) + SEALER_NICE, 19)) != 0)
+		wfs_log(w->log, "sealing has the priority of requests: %s", strerror(errno));
 	pthread_mutex_lock(&w->lock);
 	while (!w->stop) {
 		uint64_t inos[WFS_SEAL_AT_ONCE];
@@ -312,6 +318,7 @@ static void keep_house(struct wfs_work *w, struct house *h)
 	if (!wfs_store_check_place(w->store))
 		return;
 	drop_dead(w);
+	wfs_model_tidy(w->store);
 	wfs_reserve_keep(w->store); /* if it cannot be had now, then at the next tick */
 	if (wfs_collect_wanted(w->store))
 		ret = wfs_collect(w->store);

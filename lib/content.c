@@ -3,12 +3,11 @@
 #include <errno.h>
 #include <string.h>
 
-/* More bytes than seal ever keeps in the database; a store made by others could name more. */
-#define MAX_INLINE (UINT64_C(64) << 20)
+#include "lib/compose.h"
 
-static struct wfs_content *new_content(struct wfs_datafiles *table, size_t room)
+struct wfs_content *wfs_content_new_empty(struct wfs_datafiles *table)
 {
-	struct wfs_content *c = calloc(1, sizeof(*c) + room * sizeof(c->extents[0]));
+	struct wfs_content *c = calloc(1, sizeof(*c));
 
 	if (!c)
 		return NULL;
@@ -17,14 +16,9 @@ static struct wfs_content *new_content(struct wfs_datafiles *table, size_t room)
 	return c;
 }
 
-struct wfs_content *wfs_content_new_empty(struct wfs_datafiles *table)
-{
-	return new_content(table, 0);
-}
-
 struct wfs_content *wfs_content_new_staging(struct wfs_datafiles *table, uint64_t data_file)
 {
-	struct wfs_content *c = new_content(table, 0);
+	struct wfs_content *c = wfs_content_new_empty(table);
 
 	if (!c)
 		return NULL;
@@ -78,141 +72,44 @@ const char *wfs_content_layout(const struct wfs_content *c)
 
 /* ---- loading ---- */
 
-struct loader {
-	struct wfs_db *db;
-	struct wfs_content *c;
-	size_t room;
-	uint64_t inline_len, inline_room;
-};
-
-static int grow_extents(struct loader *l)
-{
-	size_t room = l->room ? 2 * l->room : 8;
-	struct wfs_content *c = realloc(l->c, sizeof(*c) + room * sizeof(c->extents[0]));
-
-	if (!c)
-		return -ENOMEM;
-	l->c = c;
-	l->room = room;
-	return 0;
-}
-
-/* True if the object goes on where the last extent ends. */
-static bool extends_last(const struct wfs_content *c, const struct wfs_object *o)
-{
-	const struct wfs_extent *last = c->n ? &c->extents[c->n - 1] : NULL;
-
-	return last && last->df && last->df->id == o->data_file &&
-	       last->offset + last->length == o->offset;
-}
-
-static int add_extent(struct loader *l, const struct wfs_object *o, uint64_t end)
-{
-	struct wfs_content *c = l->c;
-	struct wfs_extent *e;
-	uint64_t place_end;
-
-	if (wfs_add_overflows(o->offset, o->length, &place_end) || place_end > INT64_MAX)
-		return -EUCLEAN;
-	if (extends_last(c, o)) {
-		c->extents[c->n - 1].length += o->length;
-		c->size = end;
-		return 0;
-	}
-	if (c->n == l->room && grow_extents(l) != 0)
-		return -ENOMEM;
-	c = l->c;
-	e = &c->extents[c->n];
-	*e = (struct wfs_extent){ .at = c->size, .length = o->length, .offset = o->offset };
-	e->df = wfs_datafile_get(c->table, o->data_file);
-	if (!e->df)
-		return -ENOMEM;
-	c->n++;
-	c->size = end;
-	return 0;
-}
-
-static int copy_inline(struct loader *l, const struct wfs_object *o)
+static int add_from_database(struct wfs_db *db, struct wfs_composer *p, const struct wfs_object *o)
 {
 	sqlite3_stmt *row;
-	int found = wfs_db_first(l->db, WFS_Q_BYTES_GET, &row, "i", o->id);
+	uint8_t *at;
+	int ret = wfs_db_first(db, WFS_Q_BYTES_GET, &row, "i", o->id);
 
-	if (found <= 0)
-		return found < 0 ? found : -EUCLEAN;
-	found = (uint64_t)sqlite3_column_bytes(row, 0) == o->length ? 0 : -EUCLEAN;
-	if (found == 0)
-		memcpy(l->c->inline_bytes + l->inline_len, sqlite3_column_blob(row, 0), o->length);
+	if (ret <= 0)
+		return ret < 0 ? ret : -EUCLEAN;
+	ret = (uint64_t)sqlite3_column_bytes(row, 0) == o->length ? 0 : -EUCLEAN;
+	if (ret == 0)
+		ret = wfs_compose_room(p, o->length, &at);
+	if (ret == 0)
+		memcpy(at, sqlite3_column_blob(row, 0), o->length);
 	wfs_db_done(row);
-	return found;
+	return ret;
 }
 
-/* Are the last two extents both in the buffer? There they are neighbours, too. */
-static bool joins_inline(const struct wfs_content *c)
+static int add_object(struct wfs_db *db, struct wfs_composer *p, const struct wfs_object *o)
 {
-	return c->n > 1 && !c->extents[c->n - 1].df && !c->extents[c->n - 2].df;
+	if (o->data_file)
+		return wfs_compose_place(p, o->data_file, o->offset, o->length);
+	return o->length ? add_from_database(db, p, o) : -EUCLEAN;
 }
 
-static int add_inline(struct loader *l, const struct wfs_object *o, uint64_t end)
-{
-	uint64_t need;
-	int ret;
-
-	if (wfs_add_overflows(l->inline_len, o->length, &need) || need > MAX_INLINE)
-		return -EUCLEAN;
-	if (need > l->inline_room) {
-		uint64_t room = WFS_MAX(need, 2 * l->inline_room);
-		uint8_t *grown = realloc(l->c->inline_bytes, room);
-
-		if (!grown)
-			return -ENOMEM;
-		l->c->inline_bytes = grown;
-		l->inline_room = room;
-	}
-	if (l->c->n == l->room && grow_extents(l) != 0)
-		return -ENOMEM;
-	ret = copy_inline(l, o);
-	if (ret)
-		return ret;
-	/* The buffer may still move: keep the place, see fix_inline. */
-	l->c->extents[l->c->n++] = (struct wfs_extent){ .at = l->c->size, .length = o->length,
-		.offset = l->inline_len };
-	if (joins_inline(l->c))
-		l->c->extents[--l->c->n - 1].length += o->length;
-	l->inline_len = need;
-	l->c->size = end;
-	return 0;
-}
-
-static void fix_inline(struct wfs_content *c)
-{
-	for (size_t i = 0; i < c->n; i++)
-		if (!c->extents[i].df)
-			c->extents[i].bytes = c->inline_bytes + c->extents[i].offset;
-}
-
-static int add_object(struct loader *l, const struct wfs_object *o)
-{
-	uint64_t end;
-
-	if (o->length == 0 || wfs_add_overflows(l->c->size, o->length, &end) || end > INT64_MAX)
-		return -EUCLEAN;
-	return o->data_file ? add_extent(l, o, end) : add_inline(l, o, end);
-}
-
-static int load_rows(struct loader *l, uint64_t id)
+static int load_rows(struct wfs_db *db, struct wfs_composer *p, uint64_t id)
 {
 	sqlite3_stmt *row;
 	int more;
 
-	for (more = wfs_db_first(l->db, WFS_Q_MANIFEST_LOAD, &row, "i", id); more > 0;
-		more = wfs_db_next(l->db, row)) {
+	for (more = wfs_db_first(db, WFS_Q_MANIFEST_LOAD, &row, "i", id); more > 0;
+		more = wfs_db_next(db, row)) {
 		struct wfs_object o = {
 			.id = (uint64_t)sqlite3_column_int64(row, 0),
 			.length = (uint64_t)sqlite3_column_int64(row, 1),
 			.data_file = (uint64_t)sqlite3_column_int64(row, 2),
 			.offset = (uint64_t)sqlite3_column_int64(row, 3),
 		};
-		int ret = add_object(l, &o);
+		int ret = add_object(db, p, &o);
 
 		if (ret) {
 			wfs_db_done(row);
@@ -222,58 +119,61 @@ static int load_rows(struct loader *l, uint64_t id)
 	return more;
 }
 
-static int load_manifest(struct loader *l, uint64_t id)
+static int load_manifest(struct wfs_db *db, struct wfs_composer *p, uint64_t id)
 {
-	struct wfs_object whole = { .offset = 0 };
+	uint64_t size, data_file;
+	bool is_solid;
 	sqlite3_stmt *row;
-	int found = wfs_db_first(l->db, WFS_Q_MANIFEST_GET, &row, "i", id);
+	int found = wfs_db_first(db, WFS_Q_MANIFEST_GET, &row, "i", id);
 
 	if (found <= 0)
 		return found < 0 ? found : -EUCLEAN;
-	whole.length = (uint64_t)sqlite3_column_int64(row, 1);
-	whole.data_file = (uint64_t)sqlite3_column_int64(row, 3);
+	size = (uint64_t)sqlite3_column_int64(row, 1);
+	data_file = (uint64_t)sqlite3_column_int64(row, 3);
+	is_solid = sqlite3_column_int(row, 5) != 0;
 	wfs_db_done(row);
-	if (whole.data_file)
-		return add_object(l, &whole);
-	found = load_rows(l, id);
+	if (!data_file && is_solid) {
+		found = wfs_db_number(db, WFS_Q_MANIFEST_HOME, &data_file, "i", id);
+		if (found < 0)
+			return found;
+	}
+	if (data_file)
+		return wfs_compose_place(p, data_file, 0, size);
+	found = load_rows(db, p, id);
 	if (found)
 		return found;
-	return whole.length == l->c->size ? 0 : -EUCLEAN;
+	return size == p->content->size ? 0 : -EUCLEAN;
 }
 
 int wfs_content_load(struct wfs_db *db, struct wfs_datafiles *table, uint64_t id,
 	struct wfs_content **ret)
 {
-	struct loader l = { .db = db, .c = new_content(table, 0) };
-	int err;
+	struct wfs_composer p;
+	int err = wfs_compose_begin(&p, table);
 
-	if (!l.c)
-		return -ENOMEM;
-	l.c->manifest = id;
-	err = load_manifest(&l, id);
-	fix_inline(l.c);
+	if (!err)
+		err = load_manifest(db, &p, id);
 	if (err) {
-		wfs_content_unref(l.c);
+		wfs_compose_abandon(&p);
 		return err;
 	}
-	*ret = l.c;
+	*ret = wfs_compose_end(&p);
+	(*ret)->manifest = id;
 	return 0;
 }
 
 int wfs_content_of_object(struct wfs_db *db, struct wfs_datafiles *table,
 	const struct wfs_object *object, struct wfs_content **ret)
 {
-	struct loader l = { .db = db, .c = new_content(table, 0) };
-	int err;
+	struct wfs_composer p;
+	int err = wfs_compose_begin(&p, table);
 
-	if (!l.c)
-		return -ENOMEM;
-	err = add_object(&l, object);
-	fix_inline(l.c);
+	if (!err)
+		err = add_object(db, &p, object);
 	if (err)
-		wfs_content_unref(l.c);
+		wfs_compose_abandon(&p);
 	else
-		*ret = l.c;
+		*ret = wfs_compose_end(&p);
 	return err;
 }
 
@@ -298,8 +198,7 @@ int wfs_content_size(struct wfs_content *c, uint64_t *ret)
 	return fd;
 }
 
-/* The extent that holds `offset`, which is less than the size. */
-static size_t find_extent(const struct wfs_content *c, uint64_t offset)
+size_t wfs_content_find(const struct wfs_content *c, uint64_t offset)
 {
 	size_t low = 0, high = c->n;
 
@@ -363,7 +262,7 @@ static ssize_t read_sealed(struct wfs_content *c, char *buf, size_t len, uint64_
 	if (offset >= c->size)
 		return 0;
 	len = WFS_MIN(len, c->size - offset);
-	for (i = find_extent(c, offset); done < len; i++) {
+	for (i = wfs_content_find(c, offset); done < len; i++) {
 		const struct wfs_extent *e = &c->extents[i];
 		uint64_t skip = offset + done - e->at;
 		size_t part = WFS_MIN(len - done, e->length - skip);
@@ -391,7 +290,7 @@ static struct wfs_datafile *place_of(struct wfs_content *c, uint64_t offset, siz
 	*ret_offset = offset;
 	if (c->staging)
 		return c->staging;
-	e = &c->extents[find_extent(c, offset)];
+	e = &c->extents[wfs_content_find(c, offset)];
 	*ret_offset = e->offset + (offset - e->at);
 	return e->at + e->length - offset >= len ? e->df : NULL;
 }
@@ -466,7 +365,7 @@ static int64_t seek_staging(struct wfs_content *c, uint64_t offset, int whence)
 
 static int64_t seek_sealed(struct wfs_content *c, uint64_t offset, int whence)
 {
-	for (size_t i = find_extent(c, offset); i < c->n; i++) {
+	for (size_t i = wfs_content_find(c, offset); i < c->n; i++) {
 		const struct wfs_extent *e = &c->extents[i];
 		uint64_t skip = offset > e->at ? offset - e->at : 0;
 		int64_t found;

@@ -44,8 +44,9 @@ struct wfs_content *wfs_content_new_empty(struct wfs_datafiles *table);
 
 /*
  * Read manifest `id` (within a transaction). -EUCLEAN where it does not add
- * up. *ret has one reference. What has a whole copy is one extent; of the others
- * neighbours are one extent where their bytes are neighbours, too.
+ * up. *ret has one reference. What has a whole copy, or is solid, is one extent and
+ * takes as long whatever its number of objects; of the others neighbours are one extent
+ * where their bytes are neighbours, too.
  */
 int wfs_content_load(struct wfs_db *db, struct wfs_datafiles *table, uint64_t id,
 	struct wfs_content **ret);
@@ -64,6 +65,9 @@ const char *wfs_content_layout(const struct wfs_content *c);
 struct wfs_datafile *wfs_content_whole(const struct wfs_content *c);
 
 int wfs_content_size(struct wfs_content *c, uint64_t *ret);
+
+/* Of a sealed content: the number of the extent that holds `offset`, which is less than the size. */
+size_t wfs_content_find(const struct wfs_content *c, uint64_t offset);
 
 /* Bytes that stand one behind the other in a data file. */
 struct wfs_span {

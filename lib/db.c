@@ -431,6 +431,14 @@ static const struct wfs_db_migration migrations[] = {
 	{ 2, "ALTER TABLE manifest ADD COLUMN whole INTEGER REFERENCES data_file (id);"
 	     "ALTER TABLE manifest ADD COLUMN shared INTEGER NOT NULL DEFAULT 0 CHECK (shared >= 0);"
 	     "CREATE UNIQUE INDEX manifest_by_whole ON manifest (whole) WHERE whole IS NOT NULL" },
+	/* an open that does not look at every object */
+	{ 3, "ALTER TABLE manifest ADD COLUMN solid INTEGER NOT NULL DEFAULT 0 CHECK (solid IN (0, 1));"
+	     "UPDATE manifest SET solid = 1 WHERE refs > 0 AND whole IS NULL AND id IN ("
+	     "SELECT manifest FROM (SELECT m.manifest, o.data_file, o.offset, o.length,"
+	     " sum(o.length) OVER (PARTITION BY m.manifest ORDER BY m.seq) - o.length AS at"
+	     " FROM manifest_object m JOIN object o ON o.id = m.object)"
+	     " GROUP BY manifest HAVING count(data_file) = count(*)"
+	     " AND min(data_file) = max(data_file) AND min(offset = at) = 1)" },
 };
 
 static int exec_step(sqlite3 *handle, const struct wfs_db_migration *step)

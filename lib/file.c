@@ -269,15 +269,6 @@ ssize_t wfs_file_read(struct wfs_file *f, void *buf, size_t len, uint64_t offset
 	return n;
 }
 
-int wfs_file_span(struct wfs_file *f, struct wfs_span *span, uint64_t offset, size_t len)
-{
-	struct wfs_content *c = wfs_file_content(f);
-	int ret = wfs_span_begin(span, c, offset, len);
-
-	wfs_content_unref(c);
-	return ret;
-}
-
 int64_t wfs_file_seek(struct wfs_file *f, uint64_t offset, int whence)
 {
 	struct wfs_content *c = wfs_file_content(f);
@@ -309,23 +300,31 @@ static int read_prefix(struct wfs_content *c, uint64_t size, uint8_t **ret)
 	return 0;
 }
 
-int wfs_file_header(struct wfs_file *f, uint8_t **ret_buf, struct wfs_safetensors *ret,
+int wfs_content_header(struct wfs_content *c, uint8_t **ret_buf, struct wfs_safetensors *ret,
 	struct wfs_err *err)
 {
-	struct wfs_content *c = wfs_file_content(f);
 	uint8_t *buf = NULL;
 	uint64_t size;
 	int e = wfs_content_size(c, &size);
 
 	if (!e)
 		e = read_prefix(c, size, &buf);
-	wfs_content_unref(c);
 	if (!e)
 		e = wfs_safetensors_parse(buf, size, ret, err);
 	if (e)
 		free(buf);
 	else
 		*ret_buf = buf;
+	return e;
+}
+
+int wfs_file_header(struct wfs_file *f, uint8_t **ret_buf, struct wfs_safetensors *ret,
+	struct wfs_err *err)
+{
+	struct wfs_content *c = wfs_file_content(f);
+	int e = wfs_content_header(c, ret_buf, ret, err);
+
+	wfs_content_unref(c);
 	return e;
 }
 

@@ -60,9 +60,9 @@ int wfs_file_size(struct wfs_file *f, uint64_t *ret);
 ssize_t wfs_file_read(struct wfs_file *f, void *buf, size_t len, uint64_t offset);
 ssize_t wfs_file_write(struct wfs_file *f, const void *buf, size_t len, uint64_t offset);
 
-/* wfs_span_begin (lib/content.h) of what the file has now. */
-struct wfs_span;
-int wfs_file_span(struct wfs_file *f, struct wfs_span *span, uint64_t offset, size_t len);
+/* The content as it is now (lib/content.h), with a reference: for one read, or one look. */
+struct wfs_content;
+struct wfs_content *wfs_file_content(struct wfs_file *f);
 
 int wfs_file_truncate(struct wfs_file *f, uint64_t size);
 /* `mode` as fallocate(2); -EOPNOTSUPP as the disk below. */

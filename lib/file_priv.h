@@ -45,8 +45,9 @@ struct wfs_file {
 	} seen;                      /* by wfs_file_was_written */
 };
 
-/* The content as it is now, with a reference. */
-struct wfs_content *wfs_file_content(struct wfs_file *f);
+/* wfs_file_header of a content. */
+int wfs_content_header(struct wfs_content *c, uint8_t **ret_buf, struct wfs_safetensors *ret,
+	struct wfs_err *err);
 
 /* Wait until nobody else changes the content, then be the one who does. */
 void wfs_file_begin_change(struct wfs_file *f);

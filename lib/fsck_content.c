@@ -68,7 +68,8 @@ static const struct wfs_fsck_check manifest_checks[] = {
 		" OR typeof(objects) <> 'integer' OR objects < 1 OR typeof(refs) <> 'integer'"
 		" OR typeof(digest) NOT IN ('null', 'blob')"
 		" OR typeof(whole) NOT IN ('null', 'integer') OR typeof(shared) <> 'integer'"
-		" OR shared NOT BETWEEN 0 AND CASE WHEN whole IS NULL THEN 0 ELSE size END",
+		" OR shared NOT BETWEEN 0 AND CASE WHEN whole IS NULL THEN 0 ELSE size END"
+		" OR typeof(solid) <> 'integer' OR solid NOT IN (0, 1)",
 		"manifest %1",
 		"a column has a value of a type or range that the schema does not have" },
 	{ "column-type", WFS_FSCK_ALWAYS,
@@ -110,6 +111,14 @@ static const struct wfs_fsck_check manifest_checks[] = {
 		"SELECT m.id, m.whole, d.state FROM manifest m JOIN data_file d ON d.id = m.whole"
 		" WHERE d.state IS NOT 1",
 		"manifest %1", "its whole copy, data file %2, has state %3, not 1 (pack)" },
+	{ "manifest-solid", WFS_FSCK_ALWAYS,
+		"SELECT id, seq FROM (SELECT m.id, r.seq, o.data_file, o.offset, o.length,"
+		" first_value(o.data_file) OVER w AS home, sum(o.length) OVER w - o.length AS at"
+		" FROM manifest m JOIN manifest_object r ON r.manifest = m.id"
+		" JOIN object o ON o.id = r.object WHERE m.solid = 1 AND m.refs <> 0"
+		" WINDOW w AS (PARTITION BY m.id ORDER BY r.seq))"
+		" WHERE data_file IS NULL OR data_file IS NOT home OR offset IS NOT at",
+		"manifest %1", "it is marked solid, but object number %2 is not behind those before it" },
 };
 
 static const struct wfs_fsck_check data_file_checks[] = {

@@ -12,7 +12,7 @@ static const struct {
 	{ "object",
 		"id:1:0,digest:0:0,ordinal:0:0,length:0:0,refs:0:0,data_file:0:0,offset:0:0 0" },
 	{ "object_bytes", "object:1:0,bytes:0:0 0" },
-	{ "manifest", "id:1:0,digest:0:0,size:0:0,objects:0:0,refs:0:0,whole:0:0,shared:0:0 0" },
+	{ "manifest", "id:1:0,digest:0:0,size:0:0,objects:0:0,refs:0:0,whole:0:0,shared:0:0,solid:0:0 0" },
 	{ "manifest_object", "manifest:1:0,seq:2:0,object:0:0 1" },
 	{ "data_file", "id:1:0,state:0:0,holes:0:0 0" },
 	{ "inode",
@@ -37,12 +37,12 @@ static const struct wfs_fsck_check schema_checks[] = {
 		"index %1", "the index is missing" },
 	{ "schema", WFS_FSCK_ALWAYS,
 		"SELECT type, name FROM sqlite_schema WHERE type NOT IN ('table', 'index')",
-		"%1 %2", "format version 2 has no %1s" },
+		"%1 %2", "format version 3 has no %1s" },
 	{ "schema", WFS_FSCK_ALWAYS,
 		"SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%'"
 		" ESCAPE '\\' AND name NOT IN ('meta', 'object', 'object_bytes', 'manifest',"
 		" 'manifest_object', 'data_file', 'inode', 'dirent', 'xattr')",
-		"table %1", "format version 2 has no such table" },
+		"table %1", "format version 3 has no such table" },
 };
 
 /* 1 if the table is as it should be, 0 if not, -errno. */
@@ -70,7 +70,7 @@ static int check_table(struct wfs_fsck_run *run, const char *name, const char *s
 		return ret < 0 ? ret : 1;
 	snprintf(where, sizeof(where), "table %s", name);
 	wfs_fsck_report_at(run, "schema", where,
-		ret ? "its columns are not those of format version 2" : "the table is missing");
+		ret ? "its columns are not those of format version 3" : "the table is missing");
 	return 0;
 }
 

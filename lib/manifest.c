@@ -125,6 +125,11 @@ int wfs_manifest_put(struct wfs_db *db, const uint64_t *ids, size_t n, uint64_t 
 	return insert_all(db, &digest, ids, n, size, ret_id);
 }
 
+int wfs_manifest_set_solid(struct wfs_db *db, uint64_t id)
+{
+	return wfs_db_run(db, WFS_Q_MANIFEST_SOLID, "i", id);
+}
+
 int wfs_manifest_ref(struct wfs_db *db, uint64_t id)
 {
 	int ret = wfs_db_run(db, WFS_Q_MANIFEST_REF, "i", id);

@@ -18,6 +18,9 @@
 int wfs_manifest_put(struct wfs_db *db, const uint64_t *ids, size_t n, uint64_t size,
 	uint64_t *ret_id, bool *ret_shared);
 
+/* All its objects live one behind the other in one data file, from offset 0 (column `solid`). */
+int wfs_manifest_set_solid(struct wfs_db *db, uint64_t id);
+
 /* Is there a live manifest of exactly these objects? 1, 0 or -errno. */
 int wfs_manifest_find(struct wfs_db *db, const uint64_t *ids, size_t n);
 

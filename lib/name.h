@@ -139,6 +139,12 @@ int wfs_name_setattr(struct wfs_store *s, uint64_t ino, unsigned set, const stru
 /* The target of a symbolic link; the caller frees *ret. -EINVAL for others. */
 int wfs_name_readlink(struct wfs_store *s, uint64_t ino, char **ret);
 
+/*
+ * wfs_name_lookup, but where a symbolic link stands there, of what it leads to within
+ * the store. -ENOENT where it leads out of it, -ELOOP, -ENOTDIR. Permissions on the way are not looked at.
+ */
+int wfs_name_follow(struct wfs_store *s, uint64_t parent, const char *name, struct wfs_attr *ret);
+
 struct wfs_dirent {
 	uint64_t id;       /* position: pass as `after` to go on behind it; > 0 */
 	const char *name;  /* NUL-terminated, borrowed until the callback returns */

@@ -107,19 +107,25 @@
 	Q(MANIFEST_REF, "UPDATE manifest SET refs = refs + 1 WHERE id = ?")                        \
 	Q(MANIFEST_UNREF, "UPDATE manifest SET refs = refs - 1, "                                  \
 			  "digest = CASE refs WHEN 1 THEN NULL ELSE digest END WHERE id = ?")      \
-	Q(MANIFEST_GET, "SELECT refs, size, objects, whole, shared FROM manifest WHERE id = ?")    \
+	Q(MANIFEST_GET, "SELECT refs, size, objects, whole, shared, solid FROM manifest "          \
+			"WHERE id = ?")                                                            \
+	Q(MANIFEST_SOLID, "UPDATE manifest SET solid = 1 WHERE id = ?")                            \
+	Q(MANIFEST_HOME, "SELECT o.data_file FROM manifest_object m JOIN object o "                \
+			 "ON o.id = m.object WHERE m.manifest = ? AND m.seq = 0")                  \
 	Q(MANIFEST_DEAD, "SELECT id FROM manifest WHERE refs = 0 LIMIT 1")                         \
 	Q(MANIFEST_IDS, "SELECT object FROM manifest_object WHERE manifest = ? ORDER BY seq")      \
 	Q(MANIFEST_LOAD, "SELECT o.id, o.length, o.data_file, o.offset, o.digest, o.refs "         \
 			 "FROM manifest_object m JOIN object o ON o.id = m.object "                \
 			 "WHERE m.manifest = ? ORDER BY m.seq")                                    \
+	Q(MANIFEST_NTH, "SELECT o.length, o.digest FROM manifest_object m JOIN object o "          \
+			"ON o.id = m.object WHERE m.manifest = ? AND m.seq = ?")                   \
 	Q(MANIFEST_TAIL, "SELECT seq, object FROM manifest_object WHERE manifest = ? "             \
 			 "ORDER BY seq DESC LIMIT ?")                                              \
 	Q(MANIFEST_CUT, "DELETE FROM manifest_object WHERE manifest = ? AND seq >= ?")             \
 	Q(MANIFEST_DELETE, "DELETE FROM manifest WHERE id = ?")                                    \
 	/* whole copies */                                                                         \
 	Q(WHOLE_SET, "UPDATE manifest SET whole = ?, shared = ? WHERE id = ?")                     \
-	Q(WHOLE_CLEAR, "UPDATE manifest SET whole = NULL, shared = 0 WHERE id = ?")                \
+	Q(WHOLE_CLEAR, "UPDATE manifest SET whole = NULL, shared = 0, solid = 1 WHERE id = ?")     \
 	Q(WHOLE_SHARED, "UPDATE manifest SET shared = ? WHERE id = ?")                             \
 	Q(WHOLE_MOVE, "UPDATE manifest SET whole = ? WHERE whole = ?")                             \
 	Q(WHOLE_OF_FILE, "SELECT id FROM manifest WHERE whole = ?")                                \

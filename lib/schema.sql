@@ -1,7 +1,7 @@
 -- The store's database: names, attributes, manifests, objects: everything but
 -- the bytes of large objects, which are in data/xx/ID beside it.
 --
--- This file is the specification of the store, format version 2. It can be
+-- This file is the specification of the store, format version 3. It can be
 -- read with sqlite3(1) at any time, also while the store is mounted:
 --
 --     sqlite3 -readonly STORE/weightfs.db
@@ -57,7 +57,10 @@ CREATE TABLE manifest (
 	-- place of the objects' extents, and nothing of it is punched out. NULL: the
 	-- extents are what there is (and may be a whole file themselves).
 	whole   INTEGER REFERENCES data_file (id),
-	shared  INTEGER NOT NULL DEFAULT 0 CHECK (shared >= 0) -- bytes of the whole copy in disk blocks of other extents
+	shared  INTEGER NOT NULL DEFAULT 0 CHECK (shared >= 0), -- bytes of the whole copy in disk blocks of other extents
+	-- 1: its objects live one behind the other in one data file, from offset 0, so
+	-- that the first of them says where all of it is. 0: one has to look
+	solid   INTEGER NOT NULL DEFAULT 0 CHECK (solid IN (0, 1))
 );
 CREATE INDEX manifest_by_digest ON manifest (digest) WHERE digest IS NOT NULL;
 CREATE INDEX manifest_dead ON manifest (id) WHERE refs = 0;

@@ -154,6 +154,8 @@ int wfs_seal_record(struct wfs_plan *p, enum wfs_fate fate, uint64_t *ids,
 	/* Made by another seal meanwhile: that has a data file. */
 	if (!err && fate == WFS_FATE_COPY && shared)
 		fate = WFS_FATE_DB;
+	if (!err && fate == WFS_FATE_WHOLE)
+		err = wfs_manifest_set_solid(&s->db, manifest);
 	if (!err && fate == WFS_FATE_COPY)
 		err = wfs_whole_set(&s->db, manifest, data_file, p->shared);
 	if (!err)

@@ -3,6 +3,9 @@
 #include <ctype.h>
 #include <strings.h>
 
+/* 18 digits: of the largest unit, all that make a byte. */
+#define FRACTION UINT64_C(1000000000000000000)
+
 static const struct {
 	const char *name;
 	uint64_t bytes;
@@ -23,13 +26,14 @@ static uint64_t unit_of(const char *name)
 	return 0;
 }
 
-/* The digits of a number before its unit, whole part and millionths. False: no digit, or too many. */
-static bool read_number(const char **text, uint64_t *whole, uint64_t *millionths)
+/* The digits of a number before its unit; what stands behind the point as a fraction of FRACTION.
+ * False: no digit, or too many. */
+static bool read_number(const char **text, uint64_t *whole, uint64_t *fraction)
 {
 	const char *p = *text;
 	bool any = false;
 
-	*whole = *millionths = 0;
+	*whole = *fraction = 0;
 	for (; isdigit((unsigned char)*p); p++, any = true) {
 		if (__builtin_mul_overflow(*whole, 10, whole) ||
 			__builtin_add_overflow(*whole, (uint64_t)(*p - '0'), whole))
@@ -37,8 +41,9 @@ static bool read_number(const char **text, uint64_t *whole, uint64_t *millionths
 	}
 	if (*p == '.') {
 		p++;
-		for (uint64_t place = 100000; isdigit((unsigned char)*p); p++, place /= 10, any = true)
-			*millionths += (uint64_t)(*p - '0') * place;
+		for (uint64_t place = FRACTION / 10; isdigit((unsigned char)*p);
+			p++, place /= 10, any = true)
+			*fraction += (uint64_t)(*p - '0') * place;
 	}
 	*text = p;
 	return any;
@@ -46,9 +51,9 @@ static bool read_number(const char **text, uint64_t *whole, uint64_t *millionths
 
 bool wfs_size_parse(const char *text, uint64_t *ret)
 {
-	uint64_t whole, millionths, unit, bytes;
+	uint64_t whole, fraction, unit, bytes;
 
-	if (!read_number(&text, &whole, &millionths))
+	if (!read_number(&text, &whole, &fraction))
 		return false;
 	while (*text == ' ')
 		text++;
@@ -57,7 +62,7 @@ bool wfs_size_parse(const char *text, uint64_t *ret)
 		return false;
 	if (bytes > INT64_MAX)
 		return false;
-	bytes += millionths * (unit / 1000000) + millionths * (unit % 1000000) / 1000000;
+	bytes += (uint64_t)((unsigned __int128)fraction * unit / FRACTION);
 	if (bytes > INT64_MAX)
 		return false;
 	*ret = bytes;

@@ -550,6 +550,7 @@ static void free_store(struct wfs_store *s)
 	pthread_mutex_destroy(&s->flush_run_lock);
 	pthread_mutex_destroy(&s->quota_lock);
 	wfs_pins_free(s->pins);
+	wfs_models_free(s->models);
 	pthread_mutex_destroy(&s->collect_lock);
 	pthread_mutex_destroy(&s->spare_lock);
 	free(s->flush);
@@ -564,7 +565,10 @@ static struct wfs_store *new_store(const struct wfs_store_options *options)
 	if (!s)
 		return NULL;
 	s->pins = wfs_pins_new();
-	if (!s->pins) {
+	s->models = wfs_models_new();
+	if (!s->pins || !s->models) {
+		wfs_pins_free(s->pins);
+		wfs_models_free(s->models);
 		free(s);
 		return NULL;
 	}
@@ -661,6 +665,8 @@ int wfs_store_close(struct wfs_store *s)
 	if (ret)
 		wfs_store_log(s, "closing the store: %s; it recovers at the next mount",
 			strerror(-ret));
+	wfs_models_free(s->models);
+	s->models = NULL;
 	wfs_datafiles_release(&s->datafiles);
 	wfs_db_close(&s->db);
 	free_store(s);

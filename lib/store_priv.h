@@ -48,6 +48,7 @@ struct wfs_store {
 	size_t n_flush, flush_room;
 
 	struct wfs_pins *pins; /* lib/pin.c; constant */
+	struct wfs_models *models; /* lib/model.c; constant */
 
 	pthread_mutex_t quota_lock; /* held by the one thread that counts blocks; db.lock is below it */
 	_Atomic uint64_t quota_used; /* bytes of disk blocks, about; lib/quota.h */
@@ -69,6 +70,10 @@ struct wfs_store {
 /* Which inodes ever had which data file pinned. NULL: out of memory. */
 struct wfs_pins *wfs_pins_new(void);
 void wfs_pins_free(struct wfs_pins *pins);
+
+/* Models that were read before: lib/model.h. */
+struct wfs_models *wfs_models_new(void);
+void wfs_models_free(struct wfs_models *models);
 
 void wfs_store_log(struct wfs_store *s, const char *fmt, ...) WFS_PRINTF(2, 3);
 

@@ -74,6 +74,19 @@ static bool parse_passthrough(const char *value, enum wfs_passthrough_option *re
 	return true;
 }
 
+static bool parse_views(const char *value, enum wfs_views_option *ret)
+{
+	if (!strcmp(value, "hidden"))
+		*ret = WFS_VIEWS_HIDDEN;
+	else if (!strcmp(value, "listed"))
+		*ret = WFS_VIEWS_LISTED;
+	else if (!strcmp(value, "off"))
+		*ret = WFS_VIEWS_OFF;
+	else
+		return false;
+	return true;
+}
+
 /* Add one option to those that are handed on. */
 static void pass_on(char **rest, const char *option)
 {
@@ -102,6 +115,11 @@ static int parse_mount_option(const char *word, struct wfs_mount_options *m, cha
 	} else if (!strncmp(word, "passthrough=", 12)) {
 		if (!parse_passthrough(word + 12, &m->passthrough)) {
 			ui_error("it is auto, on or off", "-o %s: no such value", word);
+			return 2;
+		}
+	} else if (!strncmp(word, "views=", 6)) {
+		if (!parse_views(word + 6, &m->views)) {
+			ui_error("it is hidden, listed or off", "-o %s: no such value", word);
 			return 2;
 		}
 	} else if (!strncmp(word, "max_size=", 9)) {

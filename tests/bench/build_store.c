@@ -95,7 +95,7 @@ static uint64_t add_object(const void *data, size_t size, uint64_t data_file, ui
 }
 
 /* Of the `n` newest objects, which nobody else names. */
-static uint64_t add_manifest(uint64_t n, uint64_t size)
+static uint64_t add_manifest(uint64_t n, uint64_t size, bool is_solid)
 {
 	uint64_t id = ++s.manifests, first = s.objects - n + 1;
 	struct wfs_digest digest;
@@ -112,6 +112,7 @@ static uint64_t add_manifest(uint64_t n, uint64_t size)
 	bind_bytes(s.manifest, 2, digest.bytes, sizeof(digest.bytes));
 	bind(s.manifest, 3, size);
 	bind(s.manifest, 4, n);
+	bind(s.manifest, 5, is_solid);
 	insert(s.manifest);
 	for (uint64_t i = 0; i < n; i++) {
 		bind(s.manifest_object, 1, id);
@@ -211,7 +212,8 @@ static void add_shard(uint64_t parent, uint64_t shard, uint64_t tensors, uint64_
 	free(tensor);
 	free(header);
 	size += tensors * each;
-	add_inode(parent, "s", shard, ".safetensors", add_manifest(tensors + 1, size), size, VALID);
+	add_inode(parent, "s", shard, ".safetensors", add_manifest(tensors + 1, size, true), size,
+		VALID);
 }
 
 static void add_file(uint64_t parent, uint64_t file)
@@ -220,7 +222,8 @@ static void add_file(uint64_t parent, uint64_t file)
 	int size = snprintf(text, sizeof(text), "the small file of number %" PRIu64 "\n", file);
 
 	add_object(text, (size_t)size, 0, 0);
-	add_inode(parent, "f", file, "", add_manifest(1, (uint64_t)size), (uint64_t)size, OPAQUE);
+	add_inode(parent, "f", file, "", add_manifest(1, (uint64_t)size, false), (uint64_t)size,
+		OPAQUE);
 }
 
 /* The directories are made first, each with all of its files behind it. */
@@ -263,8 +266,8 @@ static void begin(void)
 	s.object = prepare("INSERT INTO object (id, digest, ordinal, length, refs, data_file,"
 			   " offset) VALUES (?, ?, 0, ?, 1, ?, ?)");
 	s.bytes = prepare("INSERT INTO object_bytes (object, bytes) VALUES (?, ?)");
-	s.manifest = prepare("INSERT INTO manifest (id, digest, size, objects, refs)"
-			     " VALUES (?, ?, ?, ?, 1)");
+	s.manifest = prepare("INSERT INTO manifest (id, digest, size, objects, refs, solid)"
+			     " VALUES (?, ?, ?, ?, 1, ?)");
 	s.manifest_object = prepare("INSERT INTO manifest_object (manifest, seq, object)"
 				    " VALUES (?, ?, ?)");
 	s.data_file = prepare("INSERT INTO data_file (id, state) VALUES (?, 1)");

@@ -99,6 +99,7 @@ WORKS = [
     cold_and_warm("sequential read", worker("read", "large", MIB), READ_COLD, READ_WARM, (LARGE,)),
     cold_and_warm("mmap, 1 thread", worker("map", "large", 1), READ_COLD, READ_WARM, (LARGE,)),
     cold_and_warm("mmap, 8 threads", worker("map", "large", 8), READ_COLD, READ_WARM, (LARGE,)),
+    cold_and_warm("mmap, 32 threads", worker("map", "large", 32), (), (), (LARGE,)),
     random_works("random reads of 4 KiB", 4096, lambda sizes: sizes.random_small,
                  lambda sizes: 10 * sizes.random_small),
     random_works("random reads of 1 MiB", MIB, lambda sizes: sizes.random_large,

@@ -26,6 +26,29 @@ def seal(place, sizes):
     return speed, alone, speed / alone
 
 
+FOREGROUND = r"""
+"$1" hash 1048576 "$2" >/dev/null & "$1" hash 1048576 "$2" >/dev/null & wait
+"""
+
+
+def foreground(place, sizes):
+    """Seconds that programs need who keep two processors busy for as long as a seal takes, and longer."""
+    begin = time.monotonic()
+    place.run("sh", "-c", FOREGROUND, "sh", place.tools.worker, 8 * sizes.large)
+    return time.monotonic() - begin
+
+
+def beside(place, sizes):
+    """How fast they are while shards are sealed, of how fast they are alone."""
+    alone = foreground(place, sizes)
+    place.run("mkdir", place.dir / "sealed")
+    place.run(place.tools.worker, "shards", place.dir / "sealed", SHARDS, 2 * sizes.large)
+    while_sealing = foreground(place, sizes)
+    dirty = place.dirty()
+    place.settle()
+    return alone / while_sealing, dirty
+
+
 def remove(place, sizes):
     place.run("rm", "-rf", place.dir / "sealed")
 
@@ -38,4 +61,7 @@ WORKS = [
     Work("seal", (Measure("seal, per core", at_least(4), "GB/s"), Measure("XXH3 alone, one core", (), "GB/s"),
                   Measure("seal, share of XXH3 alone", at_least(0.5), "")),
          seal, tidy=remove, places=(ROOT, USER), heavy=True),
+    Work("beside a seal", (Measure("programs beside a seal, share of their speed alone", at_least(0.9), ""),
+                           Measure("files not sealed at their end", (), "")),
+         beside, tidy=remove, places=(ROOT, USER), heavy=True),
 ]

@@ -160,7 +160,7 @@ DAMAGE = [
      sql(f"UPDATE object_bytes SET bytes = substr(bytes, 2) WHERE object = {SMALL_OBJECT}"), "object-digest", ""),
     ("extent-moved", "extent-overlap",
      sql("UPDATE object SET offset = offset - 1 WHERE id = (SELECT b.id FROM object a JOIN object b"
-         " ON b.data_file = a.data_file AND b.offset = a.offset + a.length LIMIT 1)"), "object-digest", ""),
+         " ON b.data_file = a.data_file AND b.offset = a.offset + a.length LIMIT 1)"), "object-digest manifest-solid", ""),
     ("extent-far-away", "extent-beyond-end",
      sql(f"UPDATE object SET offset = offset + (1 << 40) WHERE id = {LARGE_OBJECT}"), "object-digest", ""),
     ("object-row-lost", "dangling-reference", sql(f"DELETE FROM object WHERE id = {LARGE_OBJECT}"),

@@ -90,6 +90,7 @@ static const char rows[] =
 	" (1, xxh3(x'01000000000000000200000000000000'), 1048681, 2, 1),"
 	" (2, xxh3(x'0300000000000000'), 10, 1, 2),"
 	" (3, xxh3(x'03000000000000000300000000000000'), 20, 2, 1);"
+	"UPDATE manifest SET solid = 1 WHERE id = 1;"
 	"UPDATE manifest SET whole = 5, shared = 7 WHERE id = 3;"
 	"INSERT INTO manifest_object VALUES (1, 0, 1), (1, 1, 2), (2, 0, 3), (3, 0, 3), (3, 1, 3);"
 	"INSERT INTO inode (ino, mode, uid, gid, nlink, size, atime_ns, mtime_ns, ctime_ns,"
@@ -122,7 +123,7 @@ static void make_database(const char *store)
 
 	schema = wfs_test_read(schema_path ? schema_path : "lib/schema.sql", &len);
 	schema[len] = '\0';
-	run_sql(store, "PRAGMA application_id = 0x57744653; PRAGMA user_version = 2");
+	run_sql(store, "PRAGMA application_id = 0x57744653; PRAGMA user_version = 3");
 	run_sql(store, schema);
 	run_sql(store, rows);
 }

@@ -230,7 +230,7 @@ static const struct damage damages[] = {
 	D("object_bytes without object", "dangling-reference", "object_bytes 9",
 		"INSERT INTO object_bytes VALUES (9, x'00')"),
 	D_ALSO("object without data file", "dangling-reference", "object 2",
-		"UPDATE object SET data_file = 77 WHERE id = 2", " object-digest "),
+		"UPDATE object SET data_file = 77 WHERE id = 2", " object-digest manifest-solid "),
 	D_ALSO("inode without manifest", "dangling-reference", "inode 3",
 		"UPDATE inode SET manifest = 77 WHERE ino = 3", " manifest-refs "),
 	D("inode without data file", "dangling-reference", "inode 7",
@@ -274,13 +274,14 @@ static const struct damage damages[] = {
 		" WHERE id = 2"),
 	/* extents */
 	D_ALSO("extents overlap", "extent-overlap", "object 2",
-		"UPDATE object SET offset = 99 WHERE id = 2", " object-digest "),
+		"UPDATE object SET offset = 99 WHERE id = 2", " object-digest manifest-solid "),
 	D_ALSO("extent past the end", "extent-beyond-end", "object 2",
-		"UPDATE object SET offset = 101 WHERE id = 2", " object-digest "),
+		"UPDATE object SET offset = 101 WHERE id = 2", " object-digest manifest-solid "),
 	D_ALSO("extent past the end of all numbers", "extent-beyond-end", "object 2",
-		"UPDATE object SET offset = 9223372036854775807 WHERE id = 2", " object-digest "),
+		"UPDATE object SET offset = 9223372036854775807 WHERE id = 2",
+		" object-digest manifest-solid "),
 	D_ALSO("extent before the start", "extent-beyond-end", "object 1",
-		"UPDATE object SET offset = -100 WHERE id = 1", " object-digest "),
+		"UPDATE object SET offset = -100 WHERE id = 1", " object-digest manifest-solid "),
 	D_ACT("pack cut off", "extent-beyond-end", "object 2", cut_pack, " object-digest ", NULL),
 	D_ALSO("extent in staging", "extent-not-pack", "object 1",
 		"UPDATE data_file SET state = 0 WHERE id = 1", " staging-orphan "),
@@ -290,9 +291,9 @@ static const struct damage damages[] = {
 	D("manifest refs", "manifest-refs", "manifest 2",
 		"UPDATE manifest SET refs = 3 WHERE id = 2"),
 	D("dead manifest", "manifest-dead", "manifest 9",
-		"INSERT INTO manifest VALUES (9, NULL, 5, 1, 0, NULL, 0)"),
+		"INSERT INTO manifest VALUES (9, NULL, 5, 1, 0, NULL, 0, 0)"),
 	D_ALSO("dead manifest with a digest", "manifest-digest", "manifest 9",
-		"INSERT INTO manifest VALUES (9, x'00', 5, 1, 0, NULL, 0)", " manifest-dead "),
+		"INSERT INTO manifest VALUES (9, x'00', 5, 1, 0, NULL, 0, 0)", " manifest-dead "),
 	D_ALSO("gap in seq", "manifest-rows", "manifest 1",
 		"UPDATE manifest_object SET seq = 2 WHERE manifest = 1 AND seq = 1", NULL),
 	D("count of rows", "manifest-rows", "manifest 3",
@@ -311,9 +312,15 @@ static const struct damage damages[] = {
 	D("manifest digest NULL", "manifest-digest", "manifest 1",
 		"UPDATE manifest SET digest = NULL WHERE id = 1"),
 	D_ALSO("order of objects", "manifest-digest", "manifest 1",
-		"UPDATE manifest_object SET object = 3 - object WHERE manifest = 1", NULL),
+		"UPDATE manifest_object SET object = 3 - object WHERE manifest = 1", " manifest-solid "),
+	D("solid, but it is not", "manifest-solid", "manifest 2",
+		"UPDATE manifest SET solid = 1 WHERE id = 2"),
+	D("solid of two kinds", "column-type", "manifest 2",
+		"UPDATE manifest SET solid = 2 WHERE id = 2"),
+	D_ALSO("solid elsewhere", "manifest-solid", "manifest 1",
+		"UPDATE object SET data_file = 5 WHERE id = 2", " object-digest extent-beyond-end "),
 	D("one content in two manifests", "manifest-duplicate", "manifest 2",
-		"INSERT INTO manifest VALUES (9, xxh3(x'0300000000000000'), 10, 1, 1, NULL, 0);"
+		"INSERT INTO manifest VALUES (9, xxh3(x'0300000000000000'), 10, 1, 1, NULL, 0, 0);"
 		"INSERT INTO manifest_object VALUES (9, 0, 3);"
 		"UPDATE object SET refs = 4 WHERE id = 3;"
 		"UPDATE manifest SET refs = 1 WHERE id = 2;"
@@ -498,7 +505,7 @@ static const char in_flight[] =
 	"UPDATE meta SET value = 0 WHERE key = 'clean';"
 	"UPDATE inode SET nlink = 0 WHERE ino = 7; DELETE FROM dirent WHERE ino = 7;"
 	"INSERT INTO data_file VALUES (3, 2, 0), (4, 3, 0);"
-	"INSERT INTO manifest VALUES (9, NULL, 1048681, 2, 0, NULL, 0);"
+	"INSERT INTO manifest VALUES (9, NULL, 1048681, 2, 0, NULL, 0, 0);"
 	"INSERT INTO manifest_object VALUES (9, 0, 1);"
 	"UPDATE object SET refs = 2 WHERE id = 1;";
 
@@ -569,7 +576,7 @@ static void test_refused(void **state)
 	refuse(store, -EINVAL, "not-a-store");
 	run_sql(store, "PRAGMA application_id = 0x57744653; PRAGMA user_version = 1");
 	refuse(store, -EPROTONOSUPPORT, "store-version");
-	run_sql(store, "PRAGMA user_version = 2; PRAGMA writable_schema = ON;"
+	run_sql(store, "PRAGMA user_version = 3; PRAGMA writable_schema = ON;"
 		"UPDATE sqlite_schema SET sql = 'CREATE TABLE t (' WHERE name = 't'");
 	refuse(store, -EUCLEAN, "store-damaged");
 	remove_store(store);

@@ -93,7 +93,7 @@ static void test_version(void **state)
 	assert_int_equal(try_open(f->path, WFS_STORE_READ, false, &reason), -EPROTONOSUPPORT);
 	sql(f->path, "PRAGMA user_version = 0");
 	assert_int_equal(try_open(f->path, WFS_STORE_WRITE, true, &reason), -EPROTONOSUPPORT);
-	sql(f->path, "PRAGMA user_version = 2");
+	sql(f->path, "PRAGMA user_version = 3");
 	assert_int_equal(try_open(f->path, WFS_STORE_WRITE, true, &reason), 0);
 }
 
@@ -177,6 +177,34 @@ static void test_migration_from_1(void **state)
 	assert_int_equal(wfs_store_close(f->store), 0);
 	f->store = NULL;
 	assert_int_equal(try_open(f->path, WFS_STORE_READ, false, &reason), 0);
+}
+
+/* Of these manifests one lies in one data file, in order and from its start. */
+static void test_migration_finds_what_is_solid(void **state)
+{
+	struct fixture *f = *state;
+	WFS_AUTO_FREE char *path = wfs_test_path(f->dir, "first");
+	WFS_AUTO_FREE char *file = wfs_test_path(path, "weightfs.db");
+	sqlite3_stmt *stmt;
+	sqlite3 *db;
+
+	make_store_1(path);
+	sql(path,
+		"INSERT INTO data_file (id, state) VALUES (1, 1), (2, 1);"
+		"INSERT INTO object VALUES (2, zeroblob(16), 0, 7, 2, 1, 0),"
+		" (3, zeroblob(16), 1, 9, 2, 1, 7), (4, zeroblob(16), 2, 9, 2, 2, 16);"
+		"INSERT INTO manifest VALUES (2, x'02', 16, 2, 1),"
+		" (3, x'03', 16, 2, 1), (4, x'04', 25, 3, 1), (5, x'05', 21, 2, 1), (6, NULL, 16, 2, 0);"
+		"INSERT INTO manifest_object VALUES (2, 0, 2), (2, 1, 3), (3, 0, 3), (3, 1, 2),"
+		" (4, 0, 2), (4, 1, 3), (4, 2, 4), (5, 0, 4), (5, 1, 1), (6, 0, 2), (6, 1, 3);");
+	assert_int_equal(wfs_store_close(open_store(path, 0)), 0);
+	assert_int_equal(sqlite3_open(file, &db), SQLITE_OK);
+	sqlite3_prepare_v2(db, "SELECT group_concat(id) FROM manifest WHERE solid = 1", -1, &stmt,
+		NULL);
+	assert_int_equal(sqlite3_step(stmt), SQLITE_ROW);
+	assert_string_equal((const char *)sqlite3_column_text(stmt, 0), "2");
+	sqlite3_finalize(stmt);
+	sqlite3_close(db);
 }
 
 /* flock is the open file's, not the process's: one process will do. */
@@ -316,6 +344,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_version, set_up, tear_down),
 		cmocka_unit_test(test_migration),
 		cmocka_unit_test_setup_teardown(test_migration_from_1, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_migration_finds_what_is_solid, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_locked, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_crash, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_damaged, set_up, tear_down),

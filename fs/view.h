@@ -1,0 +1,175 @@
+/*
+ * view.h - directories and files that are not stored: DESIGN §7, docs/views.md.
+ *
+ *     DIR/.tensors[@VARIANT]/NAME.npy, NAME.safetensors   one file for each tensor of a model
+ *     DIR/.shards[@VARIANT]/SIZE/…                        the model cut into shards of that size
+ *
+ * They are found by name in every directory, and are in no listing unless the mount is
+ * told so. Their inodes are made when somebody looks, and forgotten with the kernel's
+ * count. An inode of a file stands for one state of the model: its bytes never change, so
+ * the kernel may keep its pages; when the model is another, the name leads to another
+ * inode, and who opens the old one is told ESTALE, upon which the kernel looks again. It holds
+ * nothing of the store until it is opened.
+ *
+ * Requests for them are sent here by the op_*.c files, by the number of the inode.
+ */
+#ifndef WFS_VIEW_H
+#define WFS_VIEW_H
+
+#include <limits.h>
+#include <pthread.h>
+#include <sys/stat.h>
+
+#include "fs/fuse.h"
+#include "lib/model.h"
+
+struct wfs_driver;
+
+/* Inodes of the store are smaller: SQLite counts them from 1. */
+#define WFS_VIEW_INO (UINT64_C(1) << 62)
+
+static inline bool wfs_is_view(uint64_t ino)
+{
+	return ino >= WFS_VIEW_INO;
+}
+
+enum wfs_view_kind {
+	WFS_VIEW_TENSORS,     /* directory .tensors */
+	WFS_VIEW_TENSOR,      /* a file in it */
+	WFS_VIEW_SHARDS,      /* directory .shards */
+	WFS_VIEW_CUT,	      /* directory .shards/SIZE */
+	WFS_VIEW_CUT_FILE,    /* a shard in it, or the index */
+	WFS_VIEW_MIRROR,      /* a directory of the model, in or below a cut */
+	WFS_VIEW_MIRROR_FILE, /* another file of the model, in or below a cut */
+};
+
+/* What an inode stands for. */
+struct wfs_view_key {
+	enum wfs_view_kind kind;
+	enum wfs_tensor_form form; /* TENSOR */
+	uint64_t ino;	     /* in the store: of the model directory; MIRROR*: of what is shown */
+	uint64_t size;	     /* CUT, CUT_FILE: bytes of a shard at most */
+	uint64_t serial;     /* TENSOR, CUT_FILE: of the model; else 0 */
+	const char *variant; /* NULL: none */
+	const char *name;    /* TENSOR: of the tensor; CUT_FILE: of the file; else NULL */
+	size_t name_len;
+};
+
+struct wfs_view_node {
+	uint64_t ino;		 /* WFS_VIEW_INO and above */
+	uint64_t nlookup;	 /* under the table's lock */
+	struct wfs_view_key key; /* constant; owns its strings */
+	struct stat st;		 /* constant where the bytes are */
+	struct wfs_view_node *next;
+};
+
+struct wfs_views {
+	pthread_mutex_t lock; /* a few instructions */
+	struct wfs_view_node **buckets;
+	size_t n_buckets, n;
+};
+
+int wfs_views_init(struct wfs_views *v);
+void wfs_views_release(struct wfs_views *v);
+
+/* ---- view.c: inodes ---- */
+
+/* The inode of this key, with one more lookup; *ret_ino. -ENOMEM. */
+int wfs_view_intern(struct wfs_views *v, const struct wfs_view_key *key, const struct stat *st,
+	uint64_t *ret_ino);
+void wfs_view_forget(struct wfs_views *v, uint64_t ino, uint64_t n);
+/* What it stands for: valid as long as the kernel knows the inode, so during a request about it.
+ * NULL: it does not. */
+const struct wfs_view_node *wfs_view_node(struct wfs_views *v, uint64_t ino);
+/* The number that stat shows: the same whatever state the model is in. */
+uint64_t wfs_view_st_ino(const struct wfs_view_key *key);
+/* The sizes of the cuts of a directory that the kernel knows, each once; the caller frees *ret. */
+int wfs_view_sizes(
+	struct wfs_views *v, uint64_t dir, const char *variant, uint64_t **ret, size_t *ret_n);
+
+/* ---- view_find.c: what is in them ---- */
+
+/* A child of a view, or of a directory of the store: its key and attributes. */
+struct wfs_view_child {
+	struct wfs_view_key key; /* strings are borrowed from `model`, `text` or the parent */
+	struct stat st;		 /* size only where it was asked for */
+	struct wfs_model *model; /* a reference, or NULL */
+	char text[2 * NAME_MAX + 2];
+};
+
+void wfs_view_child_release(struct wfs_view_child *c);
+
+/* In directory `dir` of the store: is `name` a view? 1, 0 or -errno. */
+int wfs_view_find_root(
+	struct wfs_driver *d, uint64_t dir, const char *name, struct wfs_view_child *ret);
+/* The child of this name. 0, -ENOENT, … */
+int wfs_view_find(struct wfs_driver *d, const struct wfs_view_key *parent, const char *name,
+	struct wfs_view_child *ret);
+
+/* A directory as it is when it is opened. */
+struct wfs_view_listing;
+int wfs_view_list(
+	struct wfs_driver *d, const struct wfs_view_key *dir, struct wfs_view_listing **ret);
+void wfs_view_listing_free(struct wfs_view_listing *l);
+/*
+ * Entry number i, 0 and up: 1 with its name and child (with the size if `with_size`), 0 behind the
+ * last; -ENOENT: this one has no file name, go on. `name` has NAME_MAX + 1 bytes.
+ */
+int wfs_view_entry(struct wfs_driver *d, struct wfs_view_listing *l, size_t i, bool with_size,
+	char *name, struct wfs_view_child *ret);
+
+/* The bytes of a file. -ESTALE: the model is another by now. */
+int wfs_view_content(
+	struct wfs_driver *d, const struct wfs_view_key *key, struct wfs_content **ret);
+
+/* Attributes of a directory or a mirrored file as they are now, and of others as they were. */
+int wfs_view_stat(struct wfs_driver *d, const struct wfs_view_node *node, struct stat *ret);
+
+/* ---- view_ops.c, view_refuse.c: requests for views, as those of driver.h ---- */
+
+/* In a directory of the store: true if `name` is a view, and the request has been answered. */
+bool wfs_view_try_lookup(fuse_req_t req, uint64_t dir, const char *name);
+
+void wfs_view_op_lookup(fuse_req_t req, fuse_ino_t parent, const char *name);
+void wfs_view_op_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
+void wfs_view_op_setattr(
+	fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set, struct fuse_file_info *fi);
+void wfs_view_op_mknod(
+	fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, dev_t rdev);
+void wfs_view_op_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode);
+void wfs_view_op_unlink(fuse_req_t req, fuse_ino_t parent, const char *name);
+void wfs_view_op_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name);
+void wfs_view_op_symlink(fuse_req_t req, const char *target, fuse_ino_t parent, const char *name);
+void wfs_view_op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t newparent,
+	const char *newname, unsigned int flags);
+void wfs_view_op_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t newparent, const char *newname);
+void wfs_view_op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
+void wfs_view_op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode,
+	struct fuse_file_info *fi);
+void wfs_view_op_read(
+	fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi);
+void wfs_view_op_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
+void wfs_view_op_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
+void wfs_view_op_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi);
+void wfs_view_op_lseek(
+	fuse_req_t req, fuse_ino_t ino, off_t off, int whence, struct fuse_file_info *fi);
+void wfs_view_op_copy_file_range(fuse_req_t req, fuse_ino_t ino_in, off_t off_in,
+	struct fuse_file_info *fi_in, fuse_ino_t ino_out, off_t off_out,
+	struct fuse_file_info *fi_out, size_t len, int flags);
+void wfs_view_op_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
+void wfs_view_op_readdir(
+	fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi);
+void wfs_view_op_readdirplus(
+	fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi);
+void wfs_view_op_releasedir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
+void wfs_view_op_fsyncdir(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi);
+void wfs_view_op_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const char *value,
+	size_t size, int flags);
+void wfs_view_op_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t size);
+void wfs_view_op_listxattr(fuse_req_t req, fuse_ino_t ino, size_t size);
+void wfs_view_op_removexattr(fuse_req_t req, fuse_ino_t ino, const char *name);
+void wfs_view_op_ioctl(fuse_req_t req, fuse_ino_t ino, unsigned int cmd, void *arg,
+	struct fuse_file_info *fi, unsigned int flags, const void *in, size_t in_size,
+	size_t out_size);
+
+#endif
