@@ -6,6 +6,8 @@
 BUILD ?= build
 PREFIX ?= /usr/local
 DESTDIR ?=
+LIBDIR ?= $(PREFIX)/lib
+INCLUDEDIR ?= $(PREFIX)/include
 VERSION := 0.1.0
 
 # ---- what is built ----
@@ -15,7 +17,7 @@ PROG_SRC := $(wildcard fs/*.c) $(filter-out tools/sample_%.c,$(wildcard tools/*.
 SAMPLE_SRC := $(wildcard tools/sample_*.c) tools/ui.c
 UNIT_SRC := $(wildcard tests/unit/test_*.c)
 UNIT_SUPPORT := $(wildcard tests/unit/support.c)
-VERDICT_SRC := $(wildcard tests/unit/verdict_cli.c)
+VERDICT_SRC := $(wildcard tests/unit/*_cli.c)
 BENCH_SRC := $(wildcard tests/bench/*.c)
 ALL_SRC := $(LIB_SRC) $(PROG_SRC) $(SAMPLE_SRC) $(UNIT_SRC) $(UNIT_SUPPORT) $(VERDICT_SRC) $(BENCH_SRC)
 
@@ -30,7 +32,7 @@ VENV := build/venv
 # ---- flags ----
 
 # The libraries are looked for once, and only by goals that compile here.
-NO_LIBS := run test test-long test-all bench asan tsan check clean distclean help deps
+NO_LIBS := run test test-long test-all bench asan tsan check uninstall clean distclean help deps
 NEED_LIBS := $(filter-out $(NO_LIBS),$(or $(MAKECMDGOALS),all))
 PKGS := fuse3 jansson libxxhash sqlite3
 PKG_CONFIG ?= pkg-config
@@ -78,8 +80,8 @@ endif
 # ---- targets ----
 
 .DEFAULT_GOAL := all
-.PHONY: all run test test-long test-all test-here unit check bench asan tsan install clean distclean \
-	help deps FORCE
+.PHONY: all run test test-long test-all test-here unit check bench asan tsan install \
+	uninstall clean distclean help deps FORCE
 .DELETE_ON_ERROR:
 
 all: $(BUILD)/weightfs $(LIB) $(BUILD)/sample-model ## build the command, the library and the sample model's writer
@@ -138,10 +140,34 @@ check: ## layers, file lengths, static analysis
 deps: ## install what weightfs is built and tested with
 	@sh tools/setup.sh test
 
-install: all ## install into DESTDIR/PREFIX
-	install -d '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(PREFIX)/share/man/man1'
+# The pure parts alone are for other programs: lib/weightfs.h and what it includes. Its headers
+# name each other "lib/x.h", so they keep that directory.
+PUBLIC_HEADERS := $(addprefix lib/,$(addsuffix .h,base dtype err npy safetensors shard_index \
+	shard_name shard_plan size_text))
+INCLUDE := $(DESTDIR)$(INCLUDEDIR)/weightfs
+PC := $(DESTDIR)$(LIBDIR)/pkgconfig/weightfs.pc
+
+install: all ## install the command, the library and its headers into DESTDIR/PREFIX
+	install -d '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(PREFIX)/share/man/man1' '$(INCLUDE)/lib' '$(dir $(PC))'
 	install -m 755 '$(BUILD)/weightfs' '$(DESTDIR)$(PREFIX)/bin/weightfs'
 	install -m 644 docs/man/weightfs.1 '$(DESTDIR)$(PREFIX)/share/man/man1/weightfs.1'
+	install -m 644 '$(LIB)' '$(DESTDIR)$(LIBDIR)/libweightfs.a'
+	install -m 644 lib/weightfs.h '$(INCLUDE)/weightfs.h'
+	install -m 644 $(PUBLIC_HEADERS) '$(INCLUDE)/lib'
+	printf '%s\n' 'prefix=$(PREFIX)' \
+		'libdir=$(patsubst $(PREFIX)/%,$${prefix}/%,$(LIBDIR))' \
+		'includedir=$(patsubst $(PREFIX)/%,$${prefix}/%,$(INCLUDEDIR))' '' \
+		'Name: weightfs' 'Description: Formats of model files: safetensors, npy, shards and their index' \
+		'Version: $(VERSION)' 'Requires: jansson libxxhash' \
+		'Cflags: -I$${includedir} -I$${includedir}/weightfs' \
+		'Libs: -L$${libdir} -lweightfs' >'$(PC)'
+	chmod 644 '$(PC)'
+
+uninstall: ## remove what install has put there
+	rm -f '$(DESTDIR)$(PREFIX)/bin/weightfs' '$(DESTDIR)$(PREFIX)/share/man/man1/weightfs.1' \
+		'$(DESTDIR)$(LIBDIR)/libweightfs.a' '$(PC)' '$(INCLUDE)/weightfs.h' \
+		$(PUBLIC_HEADERS:%='$(INCLUDE)/%')
+	[ ! -d '$(INCLUDE)' ] || rmdir '$(INCLUDE)/lib' '$(INCLUDE)'
 
 clean: ## remove what was built (the Python environment stays)
 	@sh tools/demo.sh stop

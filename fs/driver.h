@@ -15,7 +15,9 @@
 #include "fs/fuse.h"
 #include "fs/inode.h"
 #include "fs/log.h"
+#include "fs/notify.h"
 #include "fs/passthrough.h"
+#include "fs/scratch.h"
 #include "fs/session.h"
 #include "fs/view.h"
 #include "fs/work.h"
@@ -35,6 +37,9 @@ struct wfs_driver {
 	struct wfs_log log;
 	struct wfs_inodes inodes;
 	struct wfs_views views;
+	struct wfs_scratches scratches;
+	struct wfs_view_errors view_errors;
+	struct wfs_notify notify;
 	struct wfs_work work;
 	struct wfs_passthrough passthrough;
 	struct wfs_err failure;                  /* why the loop was ended before it began */
@@ -50,6 +55,7 @@ struct wfs_handle {
 	struct wfs_file *file;
 	bool reads, writes;
 	bool counted;    /* in its inode's wfs_io */
+	bool is_scratch; /* counted in fs/scratch.h */
 	int32_t backing; /* 0: reads and writes come to the driver */
 	atomic_bool wrote; /* since the gate last let it pass */
 	atomic_bool repacking;      /* a thread is at `repack` */
@@ -81,8 +87,10 @@ void wfs_fill_stat(const struct wfs_attr *a, struct stat *st);
 double wfs_attr_seconds(struct wfs_driver *d, const struct wfs_attr *a);
 /* Does not count the lookup. */
 void wfs_fill_entry(struct wfs_driver *d, const struct wfs_attr *a, struct fuse_entry_param *e);
-/* Count a lookup of the inode, then reply with it; undo if the kernel is not there to take it. */
-void wfs_reply_entry(fuse_req_t req, const struct wfs_attr *a);
+/* For how long it may keep a name: that of a shard not at all, since what is written to .tensors replaces it. */
+double wfs_entry_seconds(struct wfs_driver *d, const char *name);
+/* Count a lookup of the inode, then reply with it under this name; undo if the kernel is not there to take it. */
+void wfs_reply_entry(fuse_req_t req, const struct wfs_attr *a, const char *name);
 
 /* ---- op_file.c ---- */
 

@@ -5,6 +5,7 @@
 #include "fs/driver.h"
 #include "lib/gate.h"
 #include "lib/quota.h"
+#include "lib/shard_name.h"
 #include "lib/store_time.h"
 
 void wfs_fill_stat(const struct wfs_attr *a, struct stat *st)
@@ -39,7 +40,15 @@ void wfs_fill_entry(struct wfs_driver *d, const struct wfs_attr *a, struct fuse_
 	wfs_fill_stat(a, &e->attr);
 }
 
-void wfs_reply_entry(fuse_req_t req, const struct wfs_attr *a)
+double wfs_entry_seconds(struct wfs_driver *d, const char *name)
+{
+	struct wfs_shard_name parsed;
+
+	return d->options->views != WFS_VIEWS_OFF && wfs_shard_name_parse(name, &parsed) ? 0
+											 : WFS_CACHE_SECONDS;
+}
+
+void wfs_reply_entry(fuse_req_t req, const struct wfs_attr *a, const char *name)
 {
 	struct wfs_driver *d = wfs_driver_of(req);
 	struct fuse_entry_param e;
@@ -51,6 +60,7 @@ void wfs_reply_entry(fuse_req_t req, const struct wfs_attr *a)
 		return;
 	}
 	wfs_fill_entry(d, a, &e);
+	e.entry_timeout = wfs_entry_seconds(d, name);
 	if (fuse_reply_entry(req, &e) == -ENOENT)
 		wfs_forget(d, ino, 1);
 }

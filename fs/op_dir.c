@@ -91,6 +91,7 @@ static int put_entry(void *ctx, const struct wfs_dirent *entry)
 		if (err)
 			return err;
 		wfs_fill_entry(d, &entry->attr, &e);
+		e.entry_timeout = wfs_entry_seconds(d, entry->name);
 	}
 	if (!put(f, entry->name, &e, (off_t)(entry->id + OFFSET_BASE))) {
 		if (f->plus)
@@ -120,7 +121,10 @@ static void read_directory(fuse_req_t req, uint64_t ino, size_t size, off_t off,
 	struct wfs_driver *d = wfs_driver_of(req);
 	WFS_AUTO_FREE char *buf = malloc(size);
 	struct filling f = { .req = req, .plus = plus, .buf = buf, .size = size };
-	int err = buf ? fill(&f, d->store, ino, off) : -ENOMEM;
+	int err;
+
+	wfs_view_settle(d, ino);
+	err = buf ? fill(&f, d->store, ino, off) : -ENOMEM;
 
 	/* An error behind entries that are counted comes again at the next call. */
 	if (err && f.used == 0)

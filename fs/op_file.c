@@ -89,6 +89,8 @@ void wfs_handle_free(struct wfs_driver *d, struct wfs_handle *h)
 	note_writes(h);
 	if (atomic_load(&h->wrote))
 		wfs_gate_close(d->store, h->file, NULL);
+	if (h->is_scratch)
+		wfs_view_released(d, h);
 	wants_seal = wfs_io_close(d, h);
 	if (wfs_file_close(h->file, h->writes) || wants_seal)
 		wfs_work_seal_later(&d->work, ino);
@@ -118,6 +120,7 @@ void wfs_op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 		fuse_reply_err(req, -err);
 		return;
 	}
+	wfs_view_opened(d, h);
 	wfs_wire_open(d, h, &out);
 	if (fuse_reply_buf(req, (const char *)&out, sizeof(out)) == -ENOENT) /* interrupted: no RELEASE will come */
 		wfs_handle_free(d, h);
@@ -138,6 +141,7 @@ void wfs_op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t m
 	struct wfs_attr a;
 	int err, tries = 0;
 
+	wfs_view_settle(d, parent);
 	do
 		err = wfs_name_create(d->store, parent, name, &new, &a);
 	while (wfs_work_try_again(&d->work, err, &tries));
@@ -153,6 +157,7 @@ void wfs_op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t m
 		return;
 	}
 	wfs_wire_new_entry(d, &a, &out.entry);
+	out.entry.entry_valid = (uint64_t)wfs_entry_seconds(d, name);
 	wfs_wire_open(d, h, &out.open);
 	if (fuse_reply_buf(req, (const char *)&out, sizeof(out)) == -ENOENT) {
 		wfs_handle_free(d, h);
@@ -172,6 +177,8 @@ void wfs_op_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 		err = -EIO; /* of what a program wrote itself it hears only here */
 	} else if (atomic_load(&h->wrote)) {
 		err = wfs_gate_close(d->store, h->file, &why);
+		if (!err && h->is_scratch)
+			err = wfs_view_flush(d, h);
 		if (!err)
 			atomic_store(&h->wrote, false);
 	}

@@ -51,12 +51,16 @@ static int lookup(struct wfs_store *s, uint64_t parent, const char *name, struct
 
 void wfs_op_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
 {
-	struct fuse_entry_param none = { .entry_timeout = WFS_CACHE_SECONDS };
+	struct wfs_driver *d = wfs_driver_of(req);
+	struct fuse_entry_param none = { .entry_timeout = wfs_entry_seconds(d, name) };
 	struct wfs_attr a;
-	int err = lookup(wfs_driver_of(req)->store, parent, name, &a);
+	int err;
 
+	if (none.entry_timeout == 0)
+		wfs_view_settle(d, parent);
+	err = lookup(d->store, parent, name, &a);
 	if (!err)
-		wfs_reply_entry(req, &a);
+		wfs_reply_entry(req, &a, name);
 	else if (err == -ENOENT && wfs_view_try_lookup(req, parent, name))
 		return;
 	else if (err == -ENOENT)
@@ -91,6 +95,7 @@ static void make(fuse_req_t req, fuse_ino_t parent, const char *name, const stru
 	struct wfs_attr a;
 	int err, tries = 0;
 
+	wfs_view_settle(d, parent);
 	do
 		err = wfs_name_create(d->store, parent, name, new, &a);
 	while (wfs_work_try_again(&d->work, err, &tries));
@@ -98,7 +103,7 @@ static void make(fuse_req_t req, fuse_ino_t parent, const char *name, const stru
 		fuse_reply_err(req, -err);
 		return;
 	}
-	wfs_reply_entry(req, &a);
+	wfs_reply_entry(req, &a, name);
 }
 
 void wfs_op_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, dev_t rdev)
@@ -130,8 +135,10 @@ void wfs_op_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t newparent, const cha
 	struct wfs_driver *d = wfs_driver_of(req);
 	struct wfs_err why = WFS_ERR_INIT;
 	struct wfs_attr a;
-	int err = wfs_gate_link(d->store, ino, newname, &why);
+	int err;
 
+	wfs_view_settle(d, newparent);
+	err = wfs_gate_link(d->store, ino, newname, &why);
 	if (err == -EBADMSG)
 		wfs_log_verdict(d, ino, "link refused", &why);
 	if (!err)
@@ -141,7 +148,7 @@ void wfs_op_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t newparent, const cha
 		return;
 	}
 	wfs_inodes_set_gone(&d->inodes, ino, false); /* it was, if it came from O_TMPFILE */
-	wfs_reply_entry(req, &a);
+	wfs_reply_entry(req, &a, newname);
 }
 
 /* ---- removing ---- */
@@ -151,8 +158,10 @@ void wfs_op_unlink(fuse_req_t req, fuse_ino_t parent, const char *name)
 	struct wfs_driver *d = wfs_driver_of(req);
 	uint64_t ino;
 	bool gone;
-	int err = wfs_name_unlink(d->store, parent, name, &ino, &gone);
+	int err;
 
+	wfs_view_settle(d, parent);
+	err = wfs_name_unlink(d->store, parent, name, &ino, &gone);
 	if (!err && gone)
 		wfs_inode_gone(d, ino);
 	fuse_reply_err(req, -err);
@@ -161,9 +170,14 @@ void wfs_op_unlink(fuse_req_t req, fuse_ino_t parent, const char *name)
 void wfs_op_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name)
 {
 	struct wfs_driver *d = wfs_driver_of(req);
+	struct wfs_attr a;
 	uint64_t ino;
-	int err = wfs_name_rmdir(d->store, parent, name, &ino);
+	int err;
 
+	/* A directory is not empty as soon as a tensor was put into it. */
+	if (wfs_name_lookup(d->store, parent, name, &a) == 0)
+		wfs_view_settle(d, a.ino);
+	err = wfs_name_rmdir(d->store, parent, name, &ino);
 	if (!err)
 		wfs_inode_gone(d, ino);
 	fuse_reply_err(req, -err);
@@ -186,13 +200,19 @@ void wfs_op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino
 	struct wfs_driver *d = wfs_driver_of(req);
 	struct wfs_err why = WFS_ERR_INIT;
 	struct wfs_renamed renamed;
-	int err = wfs_gate_rename(d->store, parent, name, newparent, newname, flags, &why);
+	int err;
 
+	wfs_view_settle(d, parent);
+	wfs_view_settle(d, newparent);
+	err = wfs_gate_rename(d->store, parent, name, newparent, newname, flags, &why);
 	if (err == -EBADMSG)
 		log_refused_rename(d, parent, name, &why);
 	if (!err)
 		err = wfs_name_rename(d->store, parent, name, newparent, newname, flags, &renamed);
 	if (!err && renamed.replaced_gone)
 		wfs_inode_gone(d, renamed.replaced);
+	/* What the kernel moved there it would keep for as long as under the old name. */
+	if (!err && wfs_entry_seconds(d, newname) == 0)
+		wfs_notify_name(&d->notify, newparent, newname);
 	fuse_reply_err(req, -err);
 }

@@ -1,12 +1,17 @@
 #include <errno.h>
+#include <string.h>
 
 #include "fs/driver.h"
 
 void wfs_op_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const char *value,
 	size_t size, int flags)
 {
-	fuse_reply_err(req,
-		-wfs_xattr_set(wfs_driver_of(req)->store, ino, name, value, size, flags));
+	struct wfs_driver *d = wfs_driver_of(req);
+	int err = wfs_xattr_set(d->store, ino, name, value, size, flags);
+
+	if (!err && strcmp(name, WFS_XATTR_MAX_SHARD_SIZE) == 0)
+		err = wfs_view_reshard(d, ino);
+	fuse_reply_err(req, -err);
 }
 
 void wfs_op_removexattr(fuse_req_t req, fuse_ino_t ino, const char *name)

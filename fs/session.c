@@ -187,6 +187,16 @@ static int mount_session(struct wfs_driver *d, struct wfs_err *err)
 		"%s could not be mounted; the line above says why", d->mountpoint);
 }
 
+/* By the housekeeper. */
+static void tick(void *ctx, bool quiet)
+{
+	struct wfs_driver *d = ctx;
+
+	wfs_view_tidy(d);
+	if (quiet)
+		wfs_view_settle_all(d);
+}
+
 /* Serve; returns when the mount is gone and every thread has ended. */
 static int serve(struct wfs_driver *d, struct wfs_err *err)
 {
@@ -195,8 +205,12 @@ static int serve(struct wfs_driver *d, struct wfs_err *err)
 
 	if (ret)
 		return wfs_err_errno(err, ret, "starting a thread");
+	d->work.tick = tick;
+	d->work.tick_ctx = d;
 	if (!wfs_store_is_read_only(d->store))
 		ret = wfs_work_start(&d->work);
+	if (!ret)
+		ret = wfs_notify_start(&d->notify, d->session);
 	if (!ret)
 		ret = wfs_loop_run(d, THREADS);
 	if (ret)
@@ -210,10 +224,13 @@ static void finish(struct wfs_driver *d)
 {
 	wfs_store_say_ending(d->store);
 	fuse_session_unmount(d->session);
+	wfs_notify_stop(&d->notify);
 	wfs_handles_free_all(d);
 	wfs_work_stop(&d->work);
-	if (!wfs_store_is_read_only(d->store))
+	if (!wfs_store_is_read_only(d->store)) {
+		wfs_view_settle_all(d);
 		wfs_work_seal_all(&d->work);
+	}
 	fuse_session_destroy(d->session);
 }
 
@@ -225,6 +242,7 @@ static int open_store(struct wfs_driver *d, struct wfs_err *err)
 		.create = !d->options->read_only,
 		.validate = d->options->validate,
 		.max_size = d->options->max_size,
+		.max_shard_size = d->options->max_shard_size,
 		.verbose = d->options->verbose,
 		.digest_bits = bits ? (unsigned)atoi(bits) : 0,
 		.log = wfs_log_line,
@@ -287,6 +305,8 @@ static int run(struct wfs_driver *d, struct wfs_err *err)
 		ret = wfs_inodes_init(&d->inodes);
 	if (!ret)
 		ret = wfs_views_init(&d->views);
+	wfs_scratches_init(&d->scratches);
+	wfs_view_errors_init(&d->view_errors);
 	if (ret)
 		return ret;
 	ret = open_store(d, err);
@@ -299,6 +319,8 @@ static int run(struct wfs_driver *d, struct wfs_err *err)
 	}
 	wfs_inodes_release(&d->inodes);
 	wfs_views_release(&d->views);
+	wfs_scratches_release(&d->scratches);
+	wfs_view_errors_release(&d->view_errors);
 	return ret;
 }
 

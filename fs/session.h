@@ -38,6 +38,7 @@ struct wfs_mount_options {
 	enum wfs_validate validate;
 	enum wfs_passthrough_option passthrough;
 	enum wfs_views_option views;
+	uint64_t max_shard_size; /* bytes: lib/model_write.h; 0: the usual */
 	uint64_t max_size; /* bytes of disk blocks; 0: no limit */
 	const char *fuse_options; /* further options for the kernel or fusermount3, comma separated, or NULL */
 };

@@ -93,6 +93,9 @@ int wfs_view_sizes(
 struct wfs_view_child {
 	struct wfs_view_key key; /* strings are borrowed from `model`, `text` or the parent */
 	struct stat st;		 /* size only where it was asked for */
+	uint64_t real; /* not 0: the inode of the store that it is: a file that is written, or was
+			  put */
+	struct wfs_attr attr;	 /* of `real` */
 	struct wfs_model *model; /* a reference, or NULL */
 	char text[2 * NAME_MAX + 2];
 };
@@ -124,6 +127,54 @@ int wfs_view_content(
 
 /* Attributes of a directory or a mirrored file as they are now, and of others as they were. */
 int wfs_view_stat(struct wfs_driver *d, const struct wfs_view_node *node, struct stat *ret);
+
+/* NAME.npy, NAME.safetensors: the tensor's name (`tensor` has NAME_MAX + 1 bytes). False: another
+ * name. */
+bool wfs_view_decode(
+	const char *name, enum wfs_tensor_form *ret_form, char *tensor, size_t *ret_len);
+/* The other way (`name` has NAME_MAX + 1 bytes). False: longer than a file's name can be. */
+bool wfs_view_encode(const char *tensor, size_t len, enum wfs_tensor_form form, char *name);
+
+/* ---- view_write.c: tensors that are written ---- */
+
+/* Before anybody sees names of a directory of the store: its shards are what was put into them. */
+void wfs_view_settle(struct wfs_driver *d, uint64_t dir);
+/* The same for what waits anywhere: for the background, and at the end. */
+void wfs_view_settle_all(struct wfs_driver *d);
+/* The limit of a directory's shards was set: cut its model again. 0 or -errno. */
+int wfs_view_reshard(struct wfs_driver *d, uint64_t dir);
+/* Give up what was to be written by somebody who has not come. */
+void wfs_view_tidy(struct wfs_driver *d);
+
+struct wfs_handle;
+/* After the open of a file of the store: is it one that is written, or was put? */
+void wfs_view_opened(struct wfs_driver *d, struct wfs_handle *h);
+/* close(2) of a handle that wrote such a file: put it. 0 or -errno for the program. */
+int wfs_view_flush(struct wfs_driver *d, struct wfs_handle *h);
+/* The end of its handle. */
+void wfs_view_released(struct wfs_driver *d, struct wfs_handle *h);
+/* A program opens a tensor's file to write it: a file of the store is made for it, to which its
+ * name leads now. -ESTALE on success. */
+int wfs_view_open_to_write(fuse_req_t req, const struct wfs_view_node *node, int flags);
+
+/* Reply with a file of the store that stands under a name of .tensors. */
+void wfs_view_reply_real(fuse_req_t req, const struct wfs_attr *a);
+
+/* What was last wrong with something that was written there; *ret is to be freed. -ENODATA. */
+int wfs_view_error(struct wfs_driver *d, uint64_t dir, const char *variant, char **ret);
+
+/* Of files that were refused: the last ones. */
+struct wfs_view_errors {
+	pthread_mutex_t lock;
+	struct {
+		uint64_t dir;
+		char *variant, *name, *text; /* NULL text: free */
+	} list[64];
+	size_t next;
+};
+
+void wfs_view_errors_init(struct wfs_view_errors *e);
+void wfs_view_errors_release(struct wfs_view_errors *e);
 
 /* ---- view_ops.c, view_refuse.c: requests for views, as those of driver.h ---- */
 

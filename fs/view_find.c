@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 
 #include "fs/driver.h"
+#include "lib/model_write.h"
 #include "lib/npy.h"
 #include "lib/shard_name.h"
 #include "lib/size_text.h"
@@ -50,7 +51,7 @@ static const char *suffix_of(enum wfs_tensor_form form)
 
 /* False: it would be longer than a file's name can be. '/' cannot be in one, NUL neither, and '%'
  * begins what stands for them. */
-static bool encode(const char *name, size_t len, enum wfs_tensor_form form, char *ret)
+bool wfs_view_encode(const char *name, size_t len, enum wfs_tensor_form form, char *ret)
 {
 	const char *suffix = suffix_of(form);
 	size_t n = 0;
@@ -76,7 +77,7 @@ static bool ends_with(const char *name, size_t len, const char *suffix)
 }
 
 /* What encode makes, back; any other '%' is itself. False: no name of a tensor's file. */
-static bool decode(const char *name, enum wfs_tensor_form *ret_form, char *ret, size_t *ret_len)
+bool wfs_view_decode(const char *name, enum wfs_tensor_form *ret_form, char *ret, size_t *ret_len)
 {
 	static const struct {
 		char text[4];
@@ -159,6 +160,14 @@ static int get_model(struct wfs_driver *d, const struct wfs_view_key *dir, struc
 	return err == -EBADMSG ? -EIO : err;
 }
 
+/* With all that was put into it. */
+static int get_settled_model(
+	struct wfs_driver *d, const struct wfs_view_key *dir, struct wfs_model **ret)
+{
+	wfs_view_settle(d, dir->ino);
+	return get_model(d, dir, ret);
+}
+
 int wfs_view_find_root(
 	struct wfs_driver *d, uint64_t dir, const char *name, struct wfs_view_child *ret)
 {
@@ -213,6 +222,37 @@ static int make_tensor(struct wfs_model *m, const struct wfs_view_key *parent, s
 	return 0;
 }
 
+/* A file of the store stands under the name. */
+static int make_real(struct wfs_driver *d, uint64_t ino, struct wfs_view_child *ret)
+{
+	ret->real = ino;
+	return wfs_name_getattr(d->store, ino, &ret->attr);
+}
+
+/* Is it written at the moment, or was it put and is not in the shards yet? 1: neither. */
+static int find_written(struct wfs_driver *d, const struct wfs_view_key *parent, const char *name,
+	struct wfs_view_child *ret)
+{
+	char tensor[NAME_MAX + 1];
+	struct wfs_model_name wanted = {parent->ino, parent->variant, tensor, 0};
+	enum wfs_tensor_form form, put_form;
+	uint64_t ino;
+	int found;
+
+	if (wfs_scratch_find(&d->scratches, parent->ino, parent->variant, name, &ino))
+		return make_real(d, ino, ret);
+	if (!wfs_view_decode(name, &form, tensor, &wanted.tensor_len))
+		return 1;
+	found = wfs_model_pending(d->store, &wanted, &ino, &put_form);
+	if (found < 0 || found == WFS_PENDING_REMOVED)
+		return found < 0 ? found : -ENOENT;
+	if (found == WFS_PENDING_PUT && form == put_form)
+		return make_real(d, ino, ret);
+	if (found == WFS_PENDING_PUT)
+		wfs_view_settle(d, parent->ino);
+	return 1;
+}
+
 static int find_tensor(struct wfs_driver *d, const struct wfs_view_key *parent, const char *name,
 	struct wfs_view_child *ret)
 {
@@ -222,7 +262,10 @@ static int find_tensor(struct wfs_driver *d, const struct wfs_view_key *parent, 
 	size_t len, i;
 	int err;
 
-	if (!decode(name, &form, tensor, &len))
+	err = find_written(d, parent, name, ret);
+	if (err <= 0)
+		return err;
+	if (!wfs_view_decode(name, &form, tensor, &len))
 		return -ENOENT;
 	err = get_model(d, parent, &m);
 	if (err)
@@ -256,7 +299,7 @@ static int find_cut(struct wfs_driver *d, const struct wfs_view_key *parent, con
 
 	if (!parse_size(name, &size))
 		return -ENOENT;
-	err = get_model(d, parent, &m);
+	err = get_settled_model(d, parent, &m);
 	if (err)
 		return err;
 	any = m->n > 0;
@@ -327,7 +370,7 @@ static int find_in_cut(struct wfs_driver *d, const struct wfs_view_key *parent, 
 	const struct wfs_cut_file *file;
 	const struct wfs_cut *cut;
 	struct wfs_model *m;
-	int err = get_model(d, parent, &m);
+	int err = get_settled_model(d, parent, &m);
 
 	if (err)
 		return err;
@@ -411,7 +454,7 @@ static int fill_listing(struct wfs_driver *d, struct wfs_view_listing *l)
 	int err = 0;
 
 	if (kind == WFS_VIEW_TENSORS || kind == WFS_VIEW_CUT || kind == WFS_VIEW_SHARDS)
-		err = get_model(d, &l->dir, &l->model);
+		err = get_settled_model(d, &l->dir, &l->model);
 	if (!err && kind == WFS_VIEW_CUT)
 		err = get_cut(d, l->model, l->dir.size, &l->cut);
 	if (!err && kind == WFS_VIEW_SHARDS && l->model->n > 0)
@@ -475,7 +518,7 @@ static int tensor_entry(struct wfs_view_listing *l, size_t i, bool with_size, ch
 	if (i >= l->model->n)
 		return 0;
 	t = wfs_model_tensor(l->model, i);
-	if (!encode(t->name, t->name_len, natural_form(t), name))
+	if (!wfs_view_encode(t->name, t->name_len, natural_form(t), name))
 		return -ENOENT;
 	err = make_tensor(l->model, &l->dir, i, natural_form(t), with_size, ret);
 	return err ? err : 1;
@@ -538,7 +581,8 @@ static int content_of_model(struct wfs_driver *d, struct wfs_model *m,
 int wfs_view_content(struct wfs_driver *d, const struct wfs_view_key *key, struct wfs_content **ret)
 {
 	struct wfs_model *m;
-	int err = get_model(d, key, &m);
+	int err = key->kind == WFS_VIEW_TENSOR ? get_model(d, key, &m)
+					       : get_settled_model(d, key, &m);
 
 	if (err)
 		return err == -ENOENT ? -ESTALE : err;

@@ -57,11 +57,32 @@ static int fill_entry(
 	return 0;
 }
 
+void wfs_view_reply_real(fuse_req_t req, const struct wfs_attr *a)
+{
+	struct wfs_driver *d = wfs_driver_of(req);
+	struct fuse_entry_param e;
+	int err = wfs_inodes_lookup(&d->inodes, a->ino);
+
+	if (err) {
+		fuse_reply_err(req, -err);
+		return;
+	}
+	wfs_fill_entry(d, a, &e);
+	e.entry_timeout = 0;
+	e.attr.st_nlink = 1; /* what has no name in the store has one here */
+	if (fuse_reply_entry(req, &e) == -ENOENT)
+		wfs_forget(d, a->ino, 1);
+}
+
 static void reply_child(fuse_req_t req, int err, struct wfs_view_child *c)
 {
 	struct wfs_driver *d = wfs_driver_of(req);
 	struct fuse_entry_param e;
 
+	if (!err && c->real) {
+		wfs_view_reply_real(req, &c->attr);
+		return;
+	}
 	if (!err)
 		err = fill_entry(d, c, &e);
 	wfs_view_child_release(c);
@@ -159,7 +180,9 @@ void wfs_view_op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 	int err = node ? 0 : -ESTALE;
 
 	if (!err && ((fi->flags & O_ACCMODE) != O_RDONLY || fi->flags & O_TRUNC))
-		err = -EROFS;
+		err = node->key.kind == WFS_VIEW_TENSOR
+			      ? wfs_view_open_to_write(req, node, fi->flags)
+			      : -EROFS;
 	if (!err)
 		h = calloc(1, sizeof(*h));
 	if (!err)
@@ -372,11 +395,17 @@ static int tensor_xattr(const struct wfs_model *m, size_t i, const char *name, c
 	return err ? err : *ret ? 0 : -ENOMEM;
 }
 
-/* What was left out of the model, where that is so. */
-static int directory_xattr(const struct wfs_model *m, const char *name, char **ret)
+/* What was last refused there; or what was left out of the model, where that is so. */
+static int directory_xattr(
+	struct wfs_driver *d, const struct wfs_model *m, const char *name, char **ret)
 {
-	if (strcmp(name, "error") != 0 || !m->left_out[0])
+	int err;
+
+	if (strcmp(name, "error") != 0)
 		return -ENODATA;
+	err = wfs_view_error(d, m->dir, m->variant, ret);
+	if (err != -ENODATA || !m->left_out[0])
+		return err;
 	*ret = strdup(m->left_out);
 	return *ret ? 0 : -ENOMEM;
 }
@@ -396,7 +425,7 @@ static int get_xattr(
 	if (err)
 		return err == -ENOENT ? -ESTALE : -EIO;
 	if (key->kind == WFS_VIEW_TENSORS)
-		err = directory_xattr(m, name, ret);
+		err = directory_xattr(d, m, name, ret);
 	else
 		err = wfs_model_find(m, key->name, key->name_len, &i)
 			      ? tensor_xattr(m, i, name, ret)

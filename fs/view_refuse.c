@@ -20,13 +20,6 @@ void wfs_view_op_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode
 	fuse_reply_err(req, EROFS);
 }
 
-void wfs_view_op_unlink(fuse_req_t req, fuse_ino_t parent, const char *name)
-{
-	(void)parent;
-	(void)name;
-	fuse_reply_err(req, EROFS);
-}
-
 void wfs_view_op_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name)
 {
 	(void)parent;
@@ -39,35 +32,6 @@ void wfs_view_op_symlink(fuse_req_t req, const char *target, fuse_ino_t parent, 
 	(void)target;
 	(void)parent;
 	(void)name;
-	fuse_reply_err(req, EROFS);
-}
-
-void wfs_view_op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t newparent,
-	const char *newname, unsigned int flags)
-{
-	(void)parent;
-	(void)name;
-	(void)newparent;
-	(void)newname;
-	(void)flags;
-	fuse_reply_err(req, EROFS);
-}
-
-void wfs_view_op_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t newparent, const char *newname)
-{
-	(void)ino;
-	(void)newparent;
-	(void)newname;
-	fuse_reply_err(req, EROFS);
-}
-
-void wfs_view_op_create(
-	fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, struct fuse_file_info *fi)
-{
-	(void)parent;
-	(void)name;
-	(void)mode;
-	(void)fi;
 	fuse_reply_err(req, EROFS);
 }
 

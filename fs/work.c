@@ -18,6 +18,7 @@
 #define TOGETHER_NS (64 * MS)       /* what is due within one of these is due when it begins */
 #define RETRY_NS (10000 * MS)       /* after a seal that failed: a full disk, perhaps */
 #define TICK_NS (250 * MS)          /* of the housekeeper */
+#define QUIET_TICKS 4               /* without a commit, after which the store is quiet */
 #define BUSY_TICK_NS (50 * MS)      /* while transactions come fast */
 #define SEALER_NICE 10              /* what was written gives way to what is being done */
 #define FULL_TRIES 3                /* of a request on a full disk */
@@ -291,6 +292,7 @@ struct house {
 	int64_t synced_ns; /* when everything was last made durable */
 	uint64_t commits;  /* of the store at the last tick */
 	uint64_t tidied;   /* commits when it was last tidied */
+	unsigned quiet;    /* ticks without a commit */
 };
 
 /* Nothing happened for a tick, and something before it. */
@@ -317,6 +319,9 @@ static void keep_house(struct wfs_work *w, struct house *h)
 
 	if (!wfs_store_check_place(w->store))
 		return;
+	h->quiet = wfs_store_commits(w->store) == h->commits ? h->quiet + 1 : 0;
+	if (w->tick)
+		w->tick(w->tick_ctx, h->quiet >= QUIET_TICKS);
 	drop_dead(w);
 	wfs_model_tidy(w->store);
 	wfs_reserve_keep(w->store); /* if it cannot be had now, then at the next tick */

@@ -27,6 +27,8 @@ struct wfs_log;
 struct wfs_work {
 	struct wfs_store *store; /* constant */
 	struct wfs_log *log;     /* constant */
+	void (*tick)(void *ctx, bool quiet); /* each round of the housekeeper; quiet: nothing was committed for a second */
+	void *tick_ctx;
 	pthread_t sealers[WFS_WORK_SEALERS];
 	pthread_t housekeeper;
 	unsigned n_sealers; /* running; owner's */

@@ -8,6 +8,7 @@
 
 #include "lib/name.h"
 #include "lib/quota.h"
+#include "lib/size_text.h"
 #include "lib/store_priv.h"
 
 #define RESERVED_PREFIX "user.weightfs."
@@ -143,6 +144,8 @@ static int check_xattr_change(const char *name)
 {
 	int err = check_xattr_name(name);
 
+	if (!err && strcmp(name, WFS_XATTR_MAX_SHARD_SIZE) == 0)
+		return 0;
 	if (!err && strncmp(name, RESERVED_PREFIX, strlen(RESERVED_PREFIX)) == 0)
 		err = -EPERM;
 	return err;
@@ -164,11 +167,32 @@ static int touch(struct wfs_store *s, uint64_t ino)
 	return wfs_db_run(&s->db, WFS_Q_INODE_CTIME, "ii", wfs_now_ns(), ino);
 }
 
+/* Of a directory alone, and a size as people write it. */
+static int check_shard_size(struct wfs_store *s, uint64_t ino, const void *value, size_t size)
+{
+	WFS_AUTO_FREE char *text = strndup(value, size);
+	struct wfs_attr a;
+	uint64_t bytes;
+	int found = text ? wfs_inode_get(s, ino, &a) : -ENOMEM;
+
+	if (found <= 0)
+		return found ? found : -ENOENT;
+	if (!S_ISDIR(a.mode))
+		return -EPERM;
+	return strlen(text) == size && wfs_size_parse(text, &bytes) && bytes > 0 ? 0 : -EINVAL;
+}
+
 static int set_locked(struct wfs_store *s, uint64_t ino, const char *name, const void *value,
 	size_t size, int flags)
 {
 	int found = has_xattr(s, ino, name);
 
+	if (found >= 0 && strcmp(name, WFS_XATTR_MAX_SHARD_SIZE) == 0) {
+		int err = check_shard_size(s, ino, value, size);
+
+		if (err)
+			return err;
+	}
 	if (found < 0)
 		return found;
 	if (found && flags & XATTR_CREATE)

@@ -439,6 +439,13 @@ static const struct wfs_db_migration migrations[] = {
 	     " FROM manifest_object m JOIN object o ON o.id = m.object)"
 	     " GROUP BY manifest HAVING count(data_file) = count(*)"
 	     " AND min(data_file) = max(data_file) AND min(offset = at) = 1)" },
+	/* tensors that are written one by one */
+	{ 4, "CREATE TABLE tensor ( dir INTEGER NOT NULL REFERENCES inode (ino), variant "
+	     "BLOB NOT NULL, name BLOB NOT NULL, ino INTEGER REFERENCES inode (ino), form "
+	     "INTEGER NOT NULL, dtype TEXT NOT NULL, shape TEXT NOT NULL, start INTEGER NOT "
+	     "NULL CHECK (start >= 0), length INTEGER NOT NULL CHECK (length >= 0), PRIMARY "
+	     "KEY (dir, variant, name) ) WITHOUT ROWID;"
+	     "CREATE INDEX tensor_by_ino ON tensor (ino) WHERE ino IS NOT NULL" },
 };
 
 static int exec_step(sqlite3 *handle, const struct wfs_db_migration *step)

@@ -23,7 +23,7 @@
 #include "lib/query.h"
 
 #define WFS_DB_APPLICATION_ID 0x57744653
-#define WFS_DB_VERSION 3
+#define WFS_DB_VERSION 4
 
 /*
  * Pages in the log (12 MiB) at which the next transaction waits until the log is

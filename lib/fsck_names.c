@@ -108,8 +108,9 @@ static const struct wfs_fsck_check dirent_checks[] = {
 		" (SELECT 1 FROM inode i WHERE i.ino = d.ino)",
 		"dirent %1", "\"%2\" names inode %3, which does not exist" },
 	{ "nlink", WFS_FSCK_ALWAYS,
-		"SELECT i.ino, i.nlink, (SELECT sum(1) FROM dirent d WHERE d.ino = i.ino) AS names"
-		" FROM inode i WHERE NOT " IS_DIR("i") " AND coalesce(names, 0) IS NOT i.nlink",
+		"SELECT i.ino, i.nlink, (SELECT count(*) FROM dirent d WHERE d.ino = i.ino)"
+		" + (SELECT count(*) FROM tensor t WHERE t.ino = i.ino) AS names"
+		" FROM inode i WHERE NOT " IS_DIR("i") " AND names IS NOT i.nlink",
 		"inode %1", "@1 has nlink %2, but %3 names" },
 	{ "nlink", WFS_FSCK_ALWAYS,
 		"SELECT i.ino, i.nlink, 2 + (SELECT count(*) FROM dirent d"
@@ -131,6 +132,22 @@ static const struct wfs_fsck_check dirent_checks[] = {
 		"inode %1", "the directory @1 cannot be reached from the root" },
 };
 
+static const struct wfs_fsck_check tensor_checks[] = {
+	{ "tensor", WFS_FSCK_ALWAYS,
+		"SELECT dir, name FROM tensor WHERE typeof(variant) <> 'blob' OR typeof(name) <> 'blob'"
+		" OR form NOT IN (0, 1) OR typeof(dtype) <> 'text' OR typeof(shape) <> 'text'"
+		" OR " NOT_INTEGER("start") " OR " NOT_INTEGER("length"),
+		"tensor %1 %2", "a column has a value of a type or range that the schema does not have" },
+	{ "tensor", WFS_FSCK_ALWAYS,
+		"SELECT t.dir, t.name FROM tensor t WHERE NOT EXISTS"
+		" (SELECT 1 FROM inode i WHERE i.ino = t.dir AND " IS_DIR("i") ")",
+		"tensor %1 %2", "inode %1 is no directory" },
+	{ "tensor", WFS_FSCK_ALWAYS,
+		"SELECT t.dir, t.name, t.ino FROM tensor t WHERE t.ino IS NOT NULL AND NOT EXISTS"
+		" (SELECT 1 FROM inode i WHERE i.ino = t.ino AND NOT " IS_DIR("i") ")",
+		"tensor %1 %2", "its file, inode %3, does not exist" },
+};
+
 static const struct wfs_fsck_check xattr_checks[] = {
 	{ "dangling-reference", WFS_FSCK_ALWAYS,
 		"SELECT x.ino, x.name FROM xattr x WHERE NOT EXISTS"
@@ -149,6 +166,8 @@ int wfs_fsck_names(struct wfs_fsck_run *run)
 
 	if (ret == 0)
 		ret = wfs_fsck_table(run, dirent_checks, WFS_ARRAY_SIZE(dirent_checks));
+	if (ret == 0)
+		ret = wfs_fsck_table(run, tensor_checks, WFS_ARRAY_SIZE(tensor_checks));
 	if (ret == 0)
 		ret = wfs_fsck_table(run, xattr_checks, WFS_ARRAY_SIZE(xattr_checks));
 	return ret;

@@ -21,6 +21,9 @@ static const struct {
 		"data_file:0:0,verdict:0:0,reason:0:0,detail:0:0 0" },
 	{ "dirent", "id:1:0,parent:0:0,name:0:0,ino:0:0 0" },
 	{ "xattr", "ino:1:0,name:2:0,value:0:0 1" },
+	{ "tensor",
+		"dir:1:0,variant:2:0,name:3:0,ino:0:0,form:0:0,dtype:0:0,shape:0:0,start:0:0,"
+		"length:0:0 1" },
 	{ "sqlite_sequence", "name:0:0,seq:0:0 0" },
 };
 
@@ -30,19 +33,19 @@ static const struct wfs_fsck_check schema_checks[] = {
 		"WITH expected (name) AS (VALUES ('object_by_place'), ('manifest_by_digest'),"
 		" ('manifest_dead'), ('manifest_by_whole'), ('data_file_work'), ('inode_dirty'), ('inode_orphan'),"
 		" ('inode_reported'), ('inode_by_manifest'), ('dirent_by_parent'),"
-		" ('dirent_by_ino'), ('sqlite_autoindex_object_1'),"
+		" ('dirent_by_ino'), ('tensor_by_ino'), ('sqlite_autoindex_object_1'),"
 		" ('sqlite_autoindex_dirent_1'))"
 		" SELECT name FROM expected WHERE name NOT IN"
 		" (SELECT name FROM sqlite_schema WHERE type = 'index' AND name IS NOT NULL)",
 		"index %1", "the index is missing" },
 	{ "schema", WFS_FSCK_ALWAYS,
 		"SELECT type, name FROM sqlite_schema WHERE type NOT IN ('table', 'index')",
-		"%1 %2", "format version 3 has no %1s" },
+		"%1 %2", "format version 4 has no %1s" },
 	{ "schema", WFS_FSCK_ALWAYS,
 		"SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%'"
 		" ESCAPE '\\' AND name NOT IN ('meta', 'object', 'object_bytes', 'manifest',"
-		" 'manifest_object', 'data_file', 'inode', 'dirent', 'xattr')",
-		"table %1", "format version 3 has no such table" },
+		" 'manifest_object', 'data_file', 'inode', 'dirent', 'xattr', 'tensor')",
+		"table %1", "format version 4 has no such table" },
 };
 
 /* 1 if the table is as it should be, 0 if not, -errno. */
@@ -70,7 +73,7 @@ static int check_table(struct wfs_fsck_run *run, const char *name, const char *s
 		return ret < 0 ? ret : 1;
 	snprintf(where, sizeof(where), "table %s", name);
 	wfs_fsck_report_at(run, "schema", where,
-		ret ? "its columns are not those of format version 3" : "the table is missing");
+		ret ? "its columns are not those of format version 4" : "the table is missing");
 	return 0;
 }
 

@@ -30,7 +30,7 @@ int wfs_model_shape(const struct wfs_model *m, size_t i, uint64_t **ret)
 
 /* Its place in the manifest of its shard: the header is the first object, and what is empty has
  * none. */
-static uint64_t place_in_manifest(const struct wfs_model *m, size_t i)
+uint64_t wfs_model_place(const struct wfs_model *m, size_t i)
 {
 	const struct wfs_model_shard *shard = wfs_model_shard_of(m, i);
 	uint64_t place = 1 + m->tensors[i].place;
@@ -70,7 +70,7 @@ int wfs_model_digest(const struct wfs_model *m, size_t i, char ret[40])
 		return -ENODATA;
 	err = wfs_db_begin_read(db);
 	if (!err)
-		err = wfs_db_end(db, read_digest(db, manifest, place_in_manifest(m, i),
+		err = wfs_db_end(db, read_digest(db, manifest, wfs_model_place(m, i),
 					     t->end - t->begin, &digest));
 	if (!err)
 		wfs_digest_text(&digest, ret);
@@ -101,7 +101,7 @@ static struct wfs_safetensors_entry entry_of(
 		.dtype = t->dtype};
 }
 
-static int tensor_header(const struct wfs_model *m, size_t i, enum wfs_tensor_form form,
+int wfs_model_tensor_header(const struct wfs_model *m, size_t i, enum wfs_tensor_form form,
 	uint8_t **ret, size_t *ret_len)
 {
 	WFS_AUTO_FREE uint64_t *shape = NULL;
@@ -126,7 +126,7 @@ int wfs_model_tensor_file(
 	WFS_AUTO_FREE uint8_t *header = NULL;
 	struct wfs_composer p;
 	size_t len;
-	int err = tensor_header(m, i, form, &header, &len);
+	int err = wfs_model_tensor_header(m, i, form, &header, &len);
 
 	if (!err)
 		err = wfs_compose_begin(&p, &m->store->datafiles);

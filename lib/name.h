@@ -167,6 +167,9 @@ int wfs_name_parent(struct wfs_store *s, uint64_t ino, uint64_t *ret);
 
 /* ---- extended attributes ---- */
 
+/* Of a directory: how large shards may be that are made in it (lib/model_write.h), "500MB". -EINVAL for anything else. */
+#define WFS_XATTR_MAX_SHARD_SIZE "user.weightfs.max_shard_size"
+
 /*
  * Reserved: user.weightfs.* (-EPERM on change); user.weightfs.error is there to
  * read on a file whose verdict has a reason.

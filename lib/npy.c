@@ -11,16 +11,24 @@
 #define MAGIC_LEN 6
 #define VERSION_LEN 2
 
-#define ALIGN 64         /* numpy/lib/format.py: ARRAY_ALIGN */
+#define ALIGN 64	 /* numpy/lib/format.py: ARRAY_ALIGN */
 #define GROWTH_DIGITS 21 /* the same: GROWTH_AXIS_MAX_DIGITS */
-#define TEXT_MAX 2048    /* 64 dimensions of 19 digits, the rest, and ALIGN */
+#define TEXT_MAX 2048	 /* 64 dimensions of 19 digits, the rest, and ALIGN */
 
 /* As numpy.save writes them. */
 static const char *const descrs[WFS_DTYPE_COUNT] = {
-	[WFS_DTYPE_BOOL] = "|b1", [WFS_DTYPE_U8] = "|u1", [WFS_DTYPE_I8] = "|i1",
-	[WFS_DTYPE_I16] = "<i2", [WFS_DTYPE_U16] = "<u2", [WFS_DTYPE_F16] = "<f2",
-	[WFS_DTYPE_I32] = "<i4", [WFS_DTYPE_U32] = "<u4", [WFS_DTYPE_F32] = "<f4",
-	[WFS_DTYPE_C64] = "<c8", [WFS_DTYPE_I64] = "<i8", [WFS_DTYPE_U64] = "<u8",
+	[WFS_DTYPE_BOOL] = "|b1",
+	[WFS_DTYPE_U8] = "|u1",
+	[WFS_DTYPE_I8] = "|i1",
+	[WFS_DTYPE_I16] = "<i2",
+	[WFS_DTYPE_U16] = "<u2",
+	[WFS_DTYPE_F16] = "<f2",
+	[WFS_DTYPE_I32] = "<i4",
+	[WFS_DTYPE_U32] = "<u4",
+	[WFS_DTYPE_F32] = "<f4",
+	[WFS_DTYPE_C64] = "<c8",
+	[WFS_DTYPE_I64] = "<i8",
+	[WFS_DTYPE_U64] = "<u8",
 	[WFS_DTYPE_F64] = "<f8",
 };
 
@@ -33,8 +41,7 @@ bool wfs_npy_has_dtype(enum wfs_dtype dtype)
  * False if NumPy has no array of that size. It leaves zeros out of the product
  * (PyArray_NewFromDescr), so that an empty array can be too large as well.
  */
-static bool find_data_len(enum wfs_dtype dtype, const uint64_t *shape, uint32_t ndim,
-	uint64_t *ret)
+static bool find_data_len(enum wfs_dtype dtype, const uint64_t *shape, uint32_t ndim, uint64_t *ret)
 {
 	uint64_t bytes = wfs_dtype_bits(dtype) / 8;
 	bool empty = false;
@@ -52,9 +59,9 @@ static bool find_data_len(enum wfs_dtype dtype, const uint64_t *shape, uint32_t 
 /* ---- the bytes before the text ---- */
 
 struct prefix {
-	unsigned version;     /* 1, 2 or 3 */
-	uint64_t text_at;     /* where the text begins; 10 or 12 */
-	uint64_t text_len;    /* N */
+	unsigned version;  /* 1, 2 or 3 */
+	uint64_t text_at;  /* where the text begins; 10 or 12 */
+	uint64_t text_len; /* N */
 };
 
 static int cut(uint64_t file_size, struct wfs_err *err)
@@ -77,10 +84,10 @@ static int check_version(const uint8_t *buf, uint64_t file_size, struct wfs_err 
 	return file_size < MAGIC_LEN + VERSION_LEN ? cut(file_size, err) : 0;
 }
 
-static int read_prefix(const uint8_t *buf, uint64_t file_size, struct prefix *ret,
-	struct wfs_err *err)
+static int read_prefix(
+	const uint8_t *buf, uint64_t file_size, struct prefix *ret, struct wfs_err *err)
 {
-	struct prefix p = { .text_at = MAGIC_LEN + VERSION_LEN };
+	struct prefix p = {.text_at = MAGIC_LEN + VERSION_LEN};
 	int e;
 
 	if (file_size && memcmp(buf, MAGIC, WFS_MIN(file_size, (uint64_t)MAGIC_LEN)) != 0)
@@ -137,10 +144,11 @@ static int judge(const uint8_t *buf, uint64_t file_size, struct wfs_npy *npy, st
 
 	if (e)
 		return e;
-	text = (struct wfs_npy_text){ .at = (const char *)buf + p.text_at,
+	text = (struct wfs_npy_text){.at = (const char *)buf + p.text_at,
 		.len = WFS_MIN(p.text_len, file_size - p.text_at),
-		.whole = p.text_len <= file_size - p.text_at, .python2 = p.version < 3,
-		.offset = p.text_at };
+		.whole = p.text_len <= file_size - p.text_at,
+		.python2 = p.version < 3,
+		.offset = p.text_at};
 	e = wfs_npy_read_header(&text, npy, err);
 	if (e)
 		return e;
@@ -151,10 +159,9 @@ static int judge(const uint8_t *buf, uint64_t file_size, struct wfs_npy *npy, st
 	return check_file_size(npy, file_size, err);
 }
 
-int wfs_npy_parse(const uint8_t *buf, uint64_t file_size, struct wfs_npy *ret,
-	struct wfs_err *err)
+int wfs_npy_parse(const uint8_t *buf, uint64_t file_size, struct wfs_npy *ret, struct wfs_err *err)
 {
-	struct wfs_npy npy = { .ndim = 0 };
+	struct wfs_npy npy = {.ndim = 0};
 	int e = judge(buf, file_size, &npy, err);
 
 	if (!e)
@@ -214,7 +221,7 @@ static void put_header(struct text *t, enum wfs_dtype dtype, const uint64_t *sha
 int wfs_npy_build(enum wfs_dtype dtype, const uint64_t *shape, uint32_t ndim, uint8_t **ret_buf,
 	size_t *ret_len)
 {
-	struct text t = { .len = 0 };
+	struct text t = {.len = 0};
 	uint64_t data_len;
 	uint8_t *buf;
 

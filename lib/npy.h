@@ -20,11 +20,12 @@
  *   - in strings: escapes, three quotes, several strings side by side, any
  *     prefix but u and U;
  *   - comments, a backslash at the end of a line, white space other than space,
- *     tab and line feed, a line feed before the dict;
+ *     tab and line feed, a line feed before the dict, a last line of white space
+ *     that has no line feed (NumPy itself refuses that in version 3.0);
  *   - a key that is there twice (NumPy: the last counts), parentheses around the
  *     dict, a key, a string, a bool or a number;
- *   - dimensions that are not plain decimal digits: 0x3, 1_0, 00, -0, True, 1+0j;
- *     an L that does not follow its number at once, or a second one;
+ *   - dimensions that are not plain decimal digits: 0x3, 1_0, 00, -0, +3; an L that
+ *     does not follow its number at once, or a second one;
  *   - in descr: anything between the kind and its size ('f 4', 'f04', 'f+4'), a
  *     letter by its number ('\t' for int64), a shape ('()f4', '1f4');
  *   - a descr that is no string, but a list or tuple that comes to a plain dtype.
@@ -46,17 +47,20 @@
 /* Dimensions at most (NumPy's NPY_MAXDIMS). */
 #define WFS_NPY_MAX_DIMS 64
 
+/* The first bytes of every file. */
+#define WFS_NPY_MAGIC "\x93NUMPY"
+
 /* Bytes that say how long the header is, in every version. */
 #define WFS_NPY_PREFIX 12
 
 struct wfs_npy {
-	enum wfs_dtype dtype;             /* one with wfs_npy_has_dtype */
-	bool big_endian;                  /* false for elements of one byte */
-	bool fortran_order;               /* the first dimension is the fastest, not the last */
-	uint32_t ndim;                    /* number of dimensions; 0 for a scalar */
+	enum wfs_dtype dtype;		  /* one with wfs_npy_has_dtype */
+	bool big_endian;		  /* false for elements of one byte */
+	bool fortran_order;		  /* the first dimension is the fastest, not the last */
+	uint32_t ndim;			  /* number of dimensions; 0 for a scalar */
 	uint64_t shape[WFS_NPY_MAX_DIMS]; /* elements, ndim of them */
-	uint64_t data_at;                 /* first byte of the data, from the start of the file */
-	uint64_t data_len;                /* bytes of data; 0 if a dimension is 0 */
+	uint64_t data_at;		  /* first byte of the data, from the start of the file */
+	uint64_t data_len;		  /* bytes of data; 0 if a dimension is 0 */
 };
 
 /*
@@ -138,11 +142,12 @@ void wfs_npy_swap(void *buf, size_t n, unsigned element_bytes);
  * 0; -EIO if the file ends too early, -ENOMEM, or what read_at or append returned.
  * What was written before stays written. Blocks as they do.
  *
- * Memory: 33 MiB at most, and less for small arrays. An array that is in C order
- * is read once, first to last. One in Fortran order is read once for every 32 MiB
- * that it has: in each turn come the parts of all columns that belong to the next
- * rows, in ascending order of offset, in reads of 1 MiB where the gaps between
- * them are small and of a column's part where they are not.
+ * Memory: below 33 MiB, and less for small arrays. An array in C order is read once,
+ * first to last. One in Fortran order is gone through about once for every 32 MiB
+ * that it has, in ascending order each time, for the parts of its columns that
+ * belong to the next 32 MiB of output. A part is a read of its own; where less than
+ * 4 KiB lie between two, they are read together, up to 256 KiB. (2, 2, 2, ...) is
+ * about the worst shape: there is little to a part but what lies between.
  */
 int wfs_npy_to_c(const struct wfs_npy *npy,
 	ssize_t (*read_at)(void *ctx, void *buf, size_t len, uint64_t offset),

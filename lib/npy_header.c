@@ -5,7 +5,7 @@
 
 enum key { KEY_DESCR, KEY_FORTRAN_ORDER, KEY_SHAPE, KEY_COUNT };
 
-static const char *const key_names[KEY_COUNT] = { "descr", "fortran_order", "shape" };
+static const char *const key_names[KEY_COUNT] = {"descr", "fortran_order", "shape"};
 
 /* A text within the header. */
 struct slice {
@@ -94,7 +94,7 @@ static int read_string(struct reader *r, struct slice *ret)
 	for (; (c = peek(r)) != quote; r->at++)
 		if (c < 0x20 || c >= 0x7f || c == '\\')
 			return unexpected(r, "npy-header", "a character that no name here has");
-	*ret = (struct slice){ r->text->at + start, r->at - start };
+	*ret = (struct slice){r->text->at + start, r->at - start};
 	r->at++;
 	return 0;
 }
@@ -105,8 +105,8 @@ static int read_bool(struct reader *r, bool *ret)
 
 	for (const char *word = value ? "True" : "False"; *word; word++)
 		if (!take(r, *word))
-			return unexpected(r, "npy-header",
-				"fortran_order is neither True nor False");
+			return unexpected(
+				r, "npy-header", "fortran_order is neither True nor False");
 	*ret = value;
 	return 0;
 }
@@ -158,53 +158,45 @@ static int read_shape(struct reader *r)
 
 /* ---- dtypes ---- */
 
-struct spelling {
-	char text[11];
-	uint8_t dtype; /* enum wfs_dtype */
+/* By numpy/_core/src/multiarray/descriptor.c and numpy._core.numerictypes. */
+static const struct {
+	uint8_t dtype;	   /* enum wfs_dtype */
+	const char *codes; /* may stand behind a sign for the byte order; space between them */
+	const char *names; /* stand alone */
+} spellings[] = {
+	{WFS_DTYPE_BOOL, "b1 ?", "bool bool_"},
+	{WFS_DTYPE_U8, "u1 B", "uint8 ubyte"},
+	{WFS_DTYPE_I8, "i1 b", "int8 byte"},
+	{WFS_DTYPE_I16, "i2 h", "int16 short"},
+	{WFS_DTYPE_U16, "u2 H", "uint16 ushort"},
+	{WFS_DTYPE_F16, "f2 e", "float16 half"},
+	{WFS_DTYPE_I32, "i4 i", "int32 intc"},
+	{WFS_DTYPE_U32, "u4 I", "uint32 uintc"},
+	{WFS_DTYPE_F32, "f4 f", "float32 single"},
+	{WFS_DTYPE_C64, "c8 F", "complex64 csingle"},
+	{WFS_DTYPE_I64, "i8 l q p n", "int64 int int_ intp long longlong"},
+	{WFS_DTYPE_U64, "u8 L Q P N", "uint64 uint uintp ulong ulonglong"},
+	{WFS_DTYPE_F64, "f8 d", "float64 double float"},
 };
 
-/* Letters and kinds with a size, by numpy/_core/src/multiarray/descriptor.c. */
-static const struct spelling codes[] = {
-	{ "b1", WFS_DTYPE_BOOL }, { "i1", WFS_DTYPE_I8 }, { "u1", WFS_DTYPE_U8 },
-	{ "i2", WFS_DTYPE_I16 }, { "u2", WFS_DTYPE_U16 }, { "f2", WFS_DTYPE_F16 },
-	{ "i4", WFS_DTYPE_I32 }, { "u4", WFS_DTYPE_U32 }, { "f4", WFS_DTYPE_F32 },
-	{ "i8", WFS_DTYPE_I64 }, { "u8", WFS_DTYPE_U64 }, { "f8", WFS_DTYPE_F64 },
-	{ "c8", WFS_DTYPE_C64 }, { "?", WFS_DTYPE_BOOL }, { "b", WFS_DTYPE_I8 },
-	{ "B", WFS_DTYPE_U8 }, { "h", WFS_DTYPE_I16 }, { "H", WFS_DTYPE_U16 },
-	{ "i", WFS_DTYPE_I32 }, { "I", WFS_DTYPE_U32 }, { "l", WFS_DTYPE_I64 },
-	{ "L", WFS_DTYPE_U64 }, { "q", WFS_DTYPE_I64 }, { "Q", WFS_DTYPE_U64 },
-	{ "p", WFS_DTYPE_I64 }, { "P", WFS_DTYPE_U64 }, { "n", WFS_DTYPE_I64 },
-	{ "N", WFS_DTYPE_U64 }, { "e", WFS_DTYPE_F16 }, { "f", WFS_DTYPE_F32 },
-	{ "d", WFS_DTYPE_F64 }, { "F", WFS_DTYPE_C64 },
-};
-
-/* These stand without a sign for the byte order. */
-static const struct spelling names[] = {
-	{ "bool", WFS_DTYPE_BOOL }, { "bool_", WFS_DTYPE_BOOL },
-	{ "int8", WFS_DTYPE_I8 }, { "byte", WFS_DTYPE_I8 },
-	{ "uint8", WFS_DTYPE_U8 }, { "ubyte", WFS_DTYPE_U8 },
-	{ "int16", WFS_DTYPE_I16 }, { "short", WFS_DTYPE_I16 },
-	{ "uint16", WFS_DTYPE_U16 }, { "ushort", WFS_DTYPE_U16 },
-	{ "int32", WFS_DTYPE_I32 }, { "intc", WFS_DTYPE_I32 },
-	{ "uint32", WFS_DTYPE_U32 }, { "uintc", WFS_DTYPE_U32 },
-	{ "int64", WFS_DTYPE_I64 }, { "int", WFS_DTYPE_I64 },
-	{ "int_", WFS_DTYPE_I64 }, { "intp", WFS_DTYPE_I64 },
-	{ "long", WFS_DTYPE_I64 }, { "longlong", WFS_DTYPE_I64 },
-	{ "uint64", WFS_DTYPE_U64 }, { "uint", WFS_DTYPE_U64 },
-	{ "uintp", WFS_DTYPE_U64 }, { "ulong", WFS_DTYPE_U64 },
-	{ "ulonglong", WFS_DTYPE_U64 }, { "float16", WFS_DTYPE_F16 },
-	{ "half", WFS_DTYPE_F16 }, { "float32", WFS_DTYPE_F32 },
-	{ "single", WFS_DTYPE_F32 }, { "float64", WFS_DTYPE_F64 },
-	{ "double", WFS_DTYPE_F64 }, { "float", WFS_DTYPE_F64 },
-	{ "complex64", WFS_DTYPE_C64 }, { "csingle", WFS_DTYPE_C64 },
-};
-
-static bool find_spelling(const struct spelling *list, size_t n, struct slice s,
-	enum wfs_dtype *ret)
+static bool list_has(const char *list, struct slice word)
 {
-	for (size_t i = 0; i < n; i++) {
-		if (slice_is(s, list[i].text)) {
-			*ret = (enum wfs_dtype)list[i].dtype;
+	while (*list) {
+		size_t len = strcspn(list, " ");
+
+		if (len == word.len && memcmp(list, word.at, len) == 0)
+			return true;
+		list += len + strspn(list + len, " ");
+	}
+	return false;
+}
+
+static bool find_dtype(struct slice code, bool sign, enum wfs_dtype *ret)
+{
+	for (size_t i = 0; i < WFS_ARRAY_SIZE(spellings); i++) {
+		if (list_has(spellings[i].codes, code) ||
+			(!sign && list_has(spellings[i].names, code))) {
+			*ret = (enum wfs_dtype)spellings[i].dtype;
 			return true;
 		}
 	}
@@ -226,7 +218,7 @@ static bool is_object(struct slice code)
 static bool has_shape_or_fields(struct slice code)
 {
 	return code.len && (is_digit(code.at[0]) || memchr(code.at, ',', code.len) ||
-		memchr(code.at, '(', code.len));
+				   memchr(code.at, '(', code.len));
 }
 
 static int refuse_descr(struct reader *r, struct slice s, struct slice code)
@@ -238,26 +230,25 @@ static int refuse_descr(struct reader *r, struct slice s, struct slice code)
 	else if (has_shape_or_fields(code))
 		reason = "npy-structured";
 	return wfs_err_set(r->err, -EBADMSG, reason,
-		r->text->offset + (size_t)(s.at - r->text->at),
+		r->text->offset + (size_t)(s.at - r->text->at) - 1,
 		"safetensors has no dtype for the descr '%.*s'", (int)WFS_MIN(s.len, 64u), s.at);
 }
 
 static int read_descr(struct reader *r)
 {
 	struct slice s, code;
-	bool sign, found;
+	bool sign;
 	int e;
 
 	if (peek(r) == '[' || peek(r) == '(')
-		return bad(r, "npy-structured", r->at, "descr is not a string, but of several parts");
+		return bad(
+			r, "npy-structured", r->at, "descr is not a string, but of several parts");
 	e = read_string(r, &s);
 	if (e)
 		return e;
 	sign = s.len && memchr("<>=|", s.at[0], 4);
-	code = (struct slice){ s.at + sign, s.len - sign };
-	found = find_spelling(codes, WFS_ARRAY_SIZE(codes), code, &r->npy->dtype) ||
-		(!sign && find_spelling(names, WFS_ARRAY_SIZE(names), code, &r->npy->dtype));
-	if (!found)
+	code = (struct slice){s.at + sign, s.len - sign};
+	if (!find_dtype(code, sign, &r->npy->dtype))
 		return refuse_descr(r, s, code);
 	r->npy->big_endian = sign && s.at[0] == '>' && wfs_dtype_bits(r->npy->dtype) > 8;
 	return 0;
@@ -308,7 +299,8 @@ static int read_dict(struct reader *r)
 	if (!take(r, '{'))
 		return unexpected(r, "npy-header", "it is not a dict");
 	while (skip_space(r), !take(r, '}')) {
-		int e = comma ? read_pair(r) : unexpected(r, "npy-header", "no comma behind a value");
+		int e = comma ? read_pair(r)
+			      : unexpected(r, "npy-header", "no comma behind a value");
 
 		if (e)
 			return e;
@@ -337,7 +329,7 @@ static int read_padding(struct reader *r)
 
 int wfs_npy_read_header(const struct wfs_npy_text *text, struct wfs_npy *npy, struct wfs_err *err)
 {
-	struct reader r = { .text = text, .npy = npy, .err = err };
+	struct reader r = {.text = text, .npy = npy, .err = err};
 	int e;
 
 	skip_blanks(&r);

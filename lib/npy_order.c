@@ -4,11 +4,11 @@
 #include <string.h>
 
 #define TILE_BYTES ((size_t)32 << 20)
-#define STAGE_BYTES ((size_t)1 << 20)
+#define STAGE_BYTES ((size_t)256 << 10)
 #define GAP_BYTES ((size_t)4 << 10)
 
 #define GROUP 64 /* columns that are moved at once, most */
-#define PAD 64   /* bytes: columns of a power of two would share cache lines' places */
+#define PAD 64	 /* bytes: columns of a power of two would share cache lines' places */
 
 /*
  * In the file the first dimension is the fastest, in the output the last. A tile
@@ -25,14 +25,14 @@ struct order {
 	size_t element; /* bytes */
 	/* Dimensions of 1 are left out. */
 	uint32_t ndim;
-	uint64_t dim[WFS_NPY_MAX_DIMS];      /* elements; 2 or more */
+	uint64_t dim[WFS_NPY_MAX_DIMS];	     /* elements; 2 or more */
 	uint64_t from[WFS_NPY_MAX_DIMS + 1]; /* bytes from one to the next in the file */
-	uint64_t to[WFS_NPY_MAX_DIMS];       /* the same in the output */
+	uint64_t to[WFS_NPY_MAX_DIMS];	     /* the same in the output */
 	uint32_t split;
-	size_t columns;   /* elements of one row */
+	size_t columns;	  /* elements of one row */
 	size_t rows_most; /* rows of one tile */
-	uint8_t *tile;    /* rows_most * columns elements, owned */
-	uint8_t *stage;   /* room->stage bytes, owned */
+	uint8_t *tile;	  /* rows_most * columns elements, owned */
+	uint8_t *stage;	  /* room->stage bytes, owned */
 };
 
 /* ---- reading and writing ---- */
@@ -87,20 +87,23 @@ enum reads { READ_GROUP, READ_COLUMN, READ_ELEMENT };
 
 struct group {
 	enum reads reads;
-	uint64_t at;         /* its first element, bytes from the start of the data */
-	uint64_t next;       /* bytes from one column to the next in the file */
+	uint64_t at;   /* its first element, bytes from the start of the data */
+	uint64_t next; /* bytes from one column to the next in the file */
 	size_t rows;
 	size_t columns;
-	size_t span;         /* bytes of one column, with what lies between its elements */
+	size_t span;	     /* bytes of one column, with what lies between its elements */
 	size_t column_pitch; /* bytes from one column to the next in the stage */
 	size_t row_pitch;
-	uint64_t to[GROUP];  /* where the columns belong in the tile, bytes */
+	uint64_t to[GROUP]; /* where the columns belong in the tile, bytes */
 };
 
 static struct group make_group(const struct order *o, size_t rows, uint64_t at)
 {
-	struct group g = { .reads = READ_COLUMN, .at = at, .rows = rows,
-		.next = o->from[o->split + 1], .row_pitch = o->from[o->split] };
+	struct group g = {.reads = READ_COLUMN,
+		.at = at,
+		.rows = rows,
+		.next = o->from[o->split + 1],
+		.row_pitch = o->from[o->split]};
 
 	if (g.row_pitch - o->element > o->room->gap) {
 		g.reads = READ_ELEMENT;
@@ -138,15 +141,15 @@ static int load(const struct order *o, const struct group *g)
 	if (g->reads == READ_GROUP)
 		return read_all(o, o->stage, (g->columns - 1) * g->next + g->span, g->at);
 	for (size_t c = 0; !e && c < g->columns; c++)
-		e = g->reads == READ_ELEMENT ?
-			load_elements(o, g, c) :
-			read_all(o, o->stage + c * g->column_pitch, g->span, g->at + c * g->next);
+		e = g->reads == READ_ELEMENT ? load_elements(o, g, c)
+					     : read_all(o, o->stage + c * g->column_pitch, g->span,
+						       g->at + c * g->next);
 	return e;
 }
 
 /* Inlined for each size, so that memcpy is one instruction. */
-static inline __attribute__((always_inline)) void move(const struct order *o,
-	const struct group *g, size_t element)
+static inline __attribute__((always_inline)) void move(
+	const struct order *o, const struct group *g, size_t element)
 {
 	for (size_t r = 0; r < g->rows; r++) {
 		uint8_t *to = o->tile + r * o->columns * element;
@@ -197,7 +200,7 @@ static void next_place(const struct order *o, struct place *p)
 static int write_tile(const struct order *o, size_t rows, uint64_t at)
 {
 	struct group g = make_group(o, rows, at);
-	struct place place = { .to = 0 };
+	struct place place = {.to = 0};
 	size_t most = group_most(o, &g);
 
 	for (size_t c = 0; c < o->columns; c += g.columns) {
@@ -231,7 +234,7 @@ static bool next_start(const struct order *o, uint64_t *index, uint64_t *at)
 
 static int write_tiles(const struct order *o)
 {
-	uint64_t index[WFS_NPY_MAX_DIMS] = { 0 };
+	uint64_t index[WFS_NPY_MAX_DIMS] = {0};
 	uint64_t at = 0;
 
 	do {
@@ -303,8 +306,12 @@ int wfs_npy_to_c_within(const struct wfs_npy *npy, const struct wfs_npy_room *ro
 	ssize_t (*read_at)(void *ctx, void *buf, size_t len, uint64_t offset),
 	int (*append_to)(void *ctx, const void *buf, size_t len), void *ctx)
 {
-	struct order o = { .npy = npy, .room = room, .read_at = read_at, .append = append_to,
-		.ctx = ctx, .element = wfs_dtype_bits(npy->dtype) / 8 };
+	struct order o = {.npy = npy,
+		.room = room,
+		.read_at = read_at,
+		.append = append_to,
+		.ctx = ctx,
+		.element = wfs_dtype_bits(npy->dtype) / 8};
 	int e;
 
 	if (!npy->data_len)
@@ -322,7 +329,7 @@ int wfs_npy_to_c(const struct wfs_npy *npy,
 	ssize_t (*read_at)(void *ctx, void *buf, size_t len, uint64_t offset),
 	int (*append_to)(void *ctx, const void *buf, size_t len), void *ctx)
 {
-	static const struct wfs_npy_room room = { TILE_BYTES, STAGE_BYTES, GAP_BYTES };
+	static const struct wfs_npy_room room = {TILE_BYTES, STAGE_BYTES, GAP_BYTES};
 
 	return wfs_npy_to_c_within(npy, &room, read_at, append_to, ctx);
 }

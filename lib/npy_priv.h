@@ -11,10 +11,10 @@
 #include "lib/npy.h"
 
 struct wfs_npy_text {
-	const char *at;  /* borrowed, not terminated */
-	size_t len;      /* bytes of it that the file has */
-	bool whole;      /* that is all of the header */
-	bool python2;    /* numbers may end in L: versions 1.0 and 2.0 */
+	const char *at;	 /* borrowed, not terminated */
+	size_t len;	 /* bytes of it that the file has */
+	bool whole;	 /* that is all of the header */
+	bool python2;	 /* numbers may end in L: versions 1.0 and 2.0 */
 	uint64_t offset; /* where it begins, bytes from the start of the file */
 };
 
@@ -23,8 +23,8 @@ struct wfs_npy_text {
  * a reason of wfs_npy_parse, npy-header and those below it; *npy is then unusable.
  * The dimensions are not multiplied here.
  */
-int wfs_npy_read_header(const struct wfs_npy_text *text, struct wfs_npy *npy, struct wfs_err *err)
-	WFS_WARN_UNUSED;
+int wfs_npy_read_header(
+	const struct wfs_npy_text *text, struct wfs_npy *npy, struct wfs_err *err) WFS_WARN_UNUSED;
 
 /* How much wfs_npy_to_c takes at a time. Tests make it small. All bytes. */
 struct wfs_npy_room {

@@ -119,6 +119,7 @@
 			 "WHERE m.manifest = ? ORDER BY m.seq")                                    \
 	Q(MANIFEST_NTH, "SELECT o.length, o.digest FROM manifest_object m JOIN object o "          \
 			"ON o.id = m.object WHERE m.manifest = ? AND m.seq = ?")                   \
+	Q(MANIFEST_NTH_ID, "SELECT object FROM manifest_object WHERE manifest = ? AND seq = ?")    \
 	Q(MANIFEST_TAIL, "SELECT seq, object FROM manifest_object WHERE manifest = ? "             \
 			 "ORDER BY seq DESC LIMIT ?")                                              \
 	Q(MANIFEST_CUT, "DELETE FROM manifest_object WHERE manifest = ? AND seq >= ?")             \
@@ -134,6 +135,19 @@
 	Q(WHOLE_SUM, "SELECT sum(shared), sum(size - shared - coalesce((SELECT sum(length) "       \
 		     "FROM object WHERE data_file = whole), 0)) "                                  \
 		     "FROM manifest WHERE whole IS NOT NULL")                                      \
+	/* tensors that are not in their shards yet */                                              \
+	Q(TENSOR_SET, "INSERT OR REPLACE INTO tensor (dir, variant, name, ino, form, dtype, "       \
+		      "shape, start, length) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)")                  \
+	Q(TENSOR_GET, "SELECT ino, form FROM tensor WHERE dir = ? AND variant = ? AND name = ?")   \
+	Q(TENSOR_OF_FILE, "SELECT dir, variant, name, form FROM tensor WHERE ino = ?")             \
+	Q(TENSOR_ALL, "SELECT name, ino, dtype, shape, start, length FROM tensor "                 \
+		      "WHERE dir = ? AND variant = ? ORDER BY ino")                                \
+	Q(TENSOR_DELETE, "DELETE FROM tensor WHERE dir = ? AND variant = ? AND name = ?")          \
+	Q(TENSOR_VARIANT, "SELECT variant FROM tensor WHERE dir = ? LIMIT 1")                      \
+	Q(TENSOR_VARIANT_NEXT, "SELECT variant FROM tensor WHERE dir = ? AND variant > ? "         \
+			       "ORDER BY variant LIMIT 1")                                         \
+	Q(TENSOR_DIR, "SELECT dir FROM tensor WHERE dir > ? ORDER BY dir LIMIT 1")                 \
+	Q(TENSOR_COUNT, "SELECT count(*) FROM tensor")                                             \
 	/* figures for weightfs status */                                                          \
 	Q(STAT_INODES, "SELECT "                                                                   \
 		       "sum((mode & 61440) = 32768 AND nlink > 0), sum((mode & 61440) = 16384), "  \

@@ -1,7 +1,7 @@
 -- The store's database: names, attributes, manifests, objects: everything but
 -- the bytes of large objects, which are in data/xx/ID beside it.
 --
--- This file is the specification of the store, format version 3. It can be
+-- This file is the specification of the store, format version 4. It can be
 -- read with sqlite3(1) at any time, also while the store is mounted:
 --
 --     sqlite3 -readonly STORE/weightfs.db
@@ -136,3 +136,20 @@ CREATE TABLE xattr (
 	value BLOB NOT NULL,
 	PRIMARY KEY (ino, name)
 ) WITHOUT ROWID;
+
+-- What was written to the tensors of a model directory (DIR/.tensors, docs/views.md) and
+-- is not in its shards yet. They are made anew before anybody looks at them again, in
+-- one transaction with the removal of these rows.
+CREATE TABLE tensor (
+	dir     INTEGER NOT NULL REFERENCES inode (ino), -- the model directory
+	variant BLOB    NOT NULL,     -- UTF-8; empty: none
+	name    BLOB    NOT NULL,     -- of the tensor, UTF-8; may be empty
+	ino     INTEGER REFERENCES inode (ino), -- the file that has its bytes; counts in its nlink. NULL: the tensor is to be removed
+	form    INTEGER NOT NULL,     -- of that file: 0 npy, 1 safetensors
+	dtype   TEXT    NOT NULL,     -- as in a header; empty with ino NULL
+	shape   TEXT    NOT NULL,     -- JSON, "[2, 3]"
+	start   INTEGER NOT NULL CHECK (start >= 0),  -- its bytes in the file are
+	length  INTEGER NOT NULL CHECK (length >= 0), -- [start, start + length)
+	PRIMARY KEY (dir, variant, name)
+) WITHOUT ROWID;
+CREATE INDEX tensor_by_ino ON tensor (ino) WHERE ino IS NOT NULL;

@@ -2,8 +2,8 @@
  * seal.h - dirty to sealed.
  *
  * The content is split into objects (anything that parses as a valid
- * safetensors file: its header, then each tensor that is not empty; anything
- * else: one object), each is hashed, looked up, compared byte for byte with
+ * safetensors file: its header, then each tensor that is not empty; an .npy file of
+ * lib/npy.h: its header and its data; anything else: one object), each is hashed, looked up, compared byte for byte with
  * what has the same digest, and shared or recorded. The staging data file
  * becomes the pack: nothing is copied, except that a small rest (all of a
  * file up to WFS_SMALL_FILE, or up to WFS_SMALL_REST that is left over beside

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "lib/npy.h"
 #include "lib/object.h"
 #include "lib/safetensors.h"
 #include "lib/seal.h"
@@ -42,6 +43,48 @@ static int split_tensors(struct wfs_plan *p, const struct wfs_safetensors *st)
 	return 0;
 }
 
+/* An array is an object of its own, so that it is the same in an .npy file and in a shard. */
+static int split_npy(struct wfs_plan *p, const struct wfs_npy *npy)
+{
+	p->pieces = calloc(2, sizeof(*p->pieces));
+	if (!p->pieces)
+		return -ENOMEM;
+	add_piece(p, 0, npy->data_at);
+	if (npy->data_len)
+		add_piece(p, npy->data_at, npy->data_len);
+	return 0;
+}
+
+/* 1 if the content is one array and nothing else. */
+static int find_npy(struct wfs_plan *p, struct wfs_npy *ret)
+{
+	WFS_AUTO_FREE uint8_t *buf = NULL;
+	uint8_t head[WFS_NPY_PREFIX];
+	ssize_t n = wfs_content_read(p->content, head, sizeof(head), 0);
+	uint64_t need;
+
+	if (n < (ssize_t)sizeof(head) || memcmp(head, WFS_NPY_MAGIC, strlen(WFS_NPY_MAGIC)) != 0)
+		return WFS_MIN(n, 0);
+	need = wfs_npy_need(head, sizeof(head), p->size);
+	buf = malloc(need);
+	if (!buf)
+		return -ENOMEM;
+	n = wfs_content_read(p->content, buf, need, 0);
+	if (n < 0)
+		return (int)n;
+	return (uint64_t)n == need && wfs_npy_parse(buf, p->size, ret, NULL) == 0;
+}
+
+static int split_other(struct wfs_plan *p)
+{
+	struct wfs_npy npy;
+	int found = find_npy(p, &npy);
+
+	if (found < 0)
+		return found;
+	return found ? split_npy(p, &npy) : split_opaque(p);
+}
+
 int wfs_plan_split(struct wfs_plan *p, struct wfs_file *f, struct wfs_content *content,
 	uint64_t size)
 {
@@ -64,7 +107,7 @@ int wfs_plan_split(struct wfs_plan *p, struct wfs_file *f, struct wfs_content *c
 		WFS_SAFETENSORS_PREFIX + st.header_len + st.data_len == size)
 		ret = split_tensors(p, &st);
 	else
-		ret = split_opaque(p);
+		ret = split_other(p);
 	wfs_safetensors_release(&st);
 	return ret;
 }

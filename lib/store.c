@@ -545,6 +545,7 @@ static void free_store(struct wfs_store *s)
 		close(s->dir_fd);
 	if (s->lock_fd >= 0)
 		close(s->lock_fd); /* and with it the lock, last of all */
+	pthread_mutex_destroy(&s->settle_lock);
 	pthread_mutex_destroy(&s->files_lock);
 	pthread_mutex_destroy(&s->flush_lock);
 	pthread_mutex_destroy(&s->flush_run_lock);
@@ -577,6 +578,7 @@ static struct wfs_store *new_store(const struct wfs_store_options *options)
 		s->options.digest_bits = 128;
 	s->dir_fd = -1;
 	s->lock_fd = -1;
+	pthread_mutex_init(&s->settle_lock, NULL);
 	pthread_mutex_init(&s->files_lock, NULL);
 	pthread_mutex_init(&s->flush_lock, NULL);
 	pthread_mutex_init(&s->flush_run_lock, NULL);
@@ -612,6 +614,8 @@ int wfs_store_open(const char *path, const struct wfs_store_options *options,
 		e = ensure_root(s);
 	if (!e && !s->db.read_only)
 		e = wfs_recover(s, err);
+	if (!e)
+		e = wfs_model_count_pending(s);
 	if (!e)
 		wfs_quota_count(s);
 	if (!e && !s->db.read_only && wfs_reserve_keep(s) != 0)

@@ -40,6 +40,7 @@ struct wfs_store_options {
 	bool create;            /* WRITE: make the store if `path` is missing or an empty directory */
 	enum wfs_validate validate;
 	bool verbose;           /* also log what is sealed, shared and given back */
+	uint64_t max_shard_size; /* bytes: lib/model_write.h; 0: WFS_DEFAULT_SHARD_SIZE */
 	uint64_t max_size;      /* bytes of disk blocks that the store may take; 0: no limit. lib/quota.h */
 	unsigned digest_bits;   /* 0: all 128; fewer only in tests of collisions */
 	/* Where the store says what a person should know; NULL: nowhere. Called

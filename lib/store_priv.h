@@ -49,6 +49,8 @@ struct wfs_store {
 
 	struct wfs_pins *pins; /* lib/pin.c; constant */
 	struct wfs_models *models; /* lib/model.c; constant */
+	atomic_llong pending_tensors; /* rows of table tensor, or more: lib/model_write.h */
+	pthread_mutex_t settle_lock;  /* held by the one thread that makes shards anew; above all others */
 
 	pthread_mutex_t quota_lock; /* held by the one thread that counts blocks; db.lock is below it */
 	_Atomic uint64_t quota_used; /* bytes of disk blocks, about; lib/quota.h */
@@ -70,6 +72,9 @@ struct wfs_store {
 /* Which inodes ever had which data file pinned. NULL: out of memory. */
 struct wfs_pins *wfs_pins_new(void);
 void wfs_pins_free(struct wfs_pins *pins);
+
+/* lib/model_settle.c: count the rows of table tensor. */
+int wfs_model_count_pending(struct wfs_store *s);
 
 /* Models that were read before: lib/model.h. */
 struct wfs_models *wfs_models_new(void);

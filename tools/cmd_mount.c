@@ -122,6 +122,11 @@ static int parse_mount_option(const char *word, struct wfs_mount_options *m, cha
 			ui_error("it is hidden, listed or off", "-o %s: no such value", word);
 			return 2;
 		}
+	} else if (!strncmp(word, "max_shard_size=", 15)) {
+		if (!wfs_size_parse(word + 15, &m->max_shard_size) || m->max_shard_size == 0) {
+			ui_error("write it as 5GB, 500MB or 200MiB", "-o %s: no such size", word);
+			return 2;
+		}
 	} else if (!strncmp(word, "max_size=", 9)) {
 		if (!wfs_size_parse(word + 9, &m->max_size) || m->max_size == 0) {
 			ui_error("write it as 500GB, 1.5TB or 200GiB", "-o %s: no such size", word);
@@ -277,6 +282,9 @@ const struct command command_mount = {
 		"  passthrough=auto  programs read, write and map data files themselves, at the speed\n"
 		"                    of the disk, where the kernel lets the driver arrange it (root,\n"
 		"                    Linux 6.9); on: or the mount fails; off: never\n"
+		"  views=hidden      DIR/.tensors and DIR/.shards are found by name, and in no\n"
+		"                    listing; listed: in those of models; off: not at all\n"
+		"  max_shard_size=SIZE  of shards that are made from tensors (50GB)\n"
 		"  max_size=SIZE     writers get ENOSPC when the store takes SIZE of disk blocks\n"
 		"                    (500GB, 1.5TB; also KiB, MiB, GiB, TiB)\n"
 		"  validate=on       refuse files that are not valid safetensors: wrong ones at\n"

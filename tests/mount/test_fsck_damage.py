@@ -170,7 +170,7 @@ DAMAGE = [
      ""),
     ("manifest-row-lost", "manifest-rows",
      sql("DELETE FROM manifest_object WHERE seq = 1 AND manifest = (SELECT min(manifest)"
-         " FROM manifest_object WHERE seq = 2)"), "object-refs manifest-size manifest-digest", ""),
+         " FROM manifest_object WHERE seq = 2)"), "object-refs manifest-size manifest-digest manifest-solid", ""),
     ("manifest-digest", "manifest-digest", sql("UPDATE manifest SET digest = zeroblob(16) WHERE id ="
                                                " (SELECT min(id) FROM manifest)"), "", ""),
     ("file-size", "inode-size", sql(f"UPDATE inode SET size = size + 1 WHERE ino = {CONFIG}"), "", "content is 23"),

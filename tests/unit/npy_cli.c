@@ -72,12 +72,12 @@ static uint8_t *read_header(int fd, uint64_t file_size)
 	return buf;
 }
 
-static void convert(const struct wfs_npy *npy, const struct wfs_npy_room *room, int fd,
-	const char *name)
+static void convert(
+	const struct wfs_npy *npy, const struct wfs_npy_room *room, int fd, const char *name)
 {
 	WFS_AUTO_FREE uint8_t *header = NULL;
 	WFS_AUTO_FREE char *out = NULL;
-	struct files files = { .from = fd };
+	struct files files = {.from = fd};
 	size_t len;
 	int e;
 
@@ -88,8 +88,8 @@ static void convert(const struct wfs_npy *npy, const struct wfs_npy_room *room, 
 		give_up(out);
 	e = append(&files, header, len);
 	if (!e)
-		e = room ? wfs_npy_to_c_within(npy, room, read_at, append, &files) :
-			   wfs_npy_to_c(npy, read_at, append, &files);
+		e = room ? wfs_npy_to_c_within(npy, room, read_at, append, &files)
+			 : wfs_npy_to_c(npy, read_at, append, &files);
 	if (e || close(files.to) != 0)
 		give_up(out);
 }
@@ -132,8 +132,8 @@ int main(int argc, char **argv)
 	ssize_t len;
 
 	if (argc == 4)
-		room = (struct wfs_npy_room){ strtoul(argv[1], NULL, 10), strtoul(argv[2], NULL, 10),
-			strtoul(argv[3], NULL, 10) };
+		room = (struct wfs_npy_room){strtoul(argv[1], NULL, 10), strtoul(argv[2], NULL, 10),
+			strtoul(argv[3], NULL, 10)};
 	else if (argc != 1)
 		return 2;
 	while ((len = getline(&line, &max, stdin)) > 0) {

@@ -576,7 +576,7 @@ static void test_refused(void **state)
 	refuse(store, -EINVAL, "not-a-store");
 	run_sql(store, "PRAGMA application_id = 0x57744653; PRAGMA user_version = 1");
 	refuse(store, -EPROTONOSUPPORT, "store-version");
-	run_sql(store, "PRAGMA user_version = 3; PRAGMA writable_schema = ON;"
+	run_sql(store, "PRAGMA user_version = 4; PRAGMA writable_schema = ON;"
 		"UPDATE sqlite_schema SET sql = 'CREATE TABLE t (' WHERE name = 't'");
 	refuse(store, -EUCLEAN, "store-damaged");
 	remove_store(store);
@@ -706,8 +706,13 @@ static void test_cut_database(void **state)
 
 	(void)state;
 	for (size_t at = 0; at < len; at += 1500) {
+		size_t zeros = at;
+
+		/* SQLite reads what is missing of the last page as zeros: where it was, nothing is lost. */
+		while (zeros < len && image[zeros] == 0)
+			zeros++;
 		wfs_test_write(path, image, at);
-		assert_true(survive(store) > 0);
+		assert_true(survive(store) > 0 || zeros == len);
 	}
 	remove_store(store);
 }

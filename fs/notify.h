@@ -1,0 +1,41 @@
+/*
+ * notify.h - tell the kernel that a name may lead somewhere else now.
+ *
+ * For such a notification the kernel locks the directory, and so may wait for a request that
+ * is still to be served. So it is never sent from a thread that serves: one thread of its
+ * own sends them, and nobody waits for it.
+ */
+#ifndef WFS_NOTIFY_H
+#define WFS_NOTIFY_H
+
+#include <pthread.h>
+
+#include "fs/fuse.h"
+#include "lib/base.h"
+
+struct wfs_notice {
+	uint64_t dir;
+	struct wfs_notice *next;
+	char name[]; /* in it */
+};
+
+struct wfs_notify {
+	struct fuse_session *session; /* constant */
+	pthread_t thread;
+	bool runs; /* owner's */
+	pthread_mutex_t lock;
+	/* under lock */
+	pthread_cond_t wake;
+	bool stop;
+	struct wfs_notice *first, **last;
+};
+
+int wfs_notify_start(struct wfs_notify *n, struct fuse_session *session);
+/* What has not been sent is dropped. */
+void wfs_notify_stop(struct wfs_notify *n);
+
+/* Have the kernel forget what it knows of this name. From any thread; without memory it is not
+ * told. */
+void wfs_notify_name(struct wfs_notify *n, uint64_t dir, const char *name);
+
+#endif

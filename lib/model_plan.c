@@ -1,0 +1,377 @@
+/* lib/model_settle.h: which tensors the shards are to have, and which goes where. */
+#include "lib/model_settle.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include <jansson.h>
+
+#include "lib/manifest.h"
+#include "lib/shard_plan.h"
+
+char *wfs_copy_bytes(const void *bytes, size_t len)
+{
+	char *copy = malloc(len + 1);
+
+	if (copy) {
+		if (len)
+			memcpy(copy, bytes, len);
+		copy[len] = '\0';
+	}
+	return copy;
+}
+
+int wfs_compare_bytes(const char *a, size_t a_len, const char *b, size_t b_len)
+{
+	size_t len = WFS_MIN(a_len, b_len);
+	int ret = len ? memcmp(a, b, len) : 0;
+
+	return ret ? ret : a_len < b_len ? -1 : a_len > b_len;
+}
+
+/* ---- the tensors of the new shards ---- */
+
+static int compare_rows(const void *a, const void *b)
+{
+	const struct wfs_settle_row *x = *(const struct wfs_settle_row *const *)a,
+				    *y = *(const struct wfs_settle_row *const *)b;
+
+	return wfs_compare_bytes(x->name, x->name_len, y->name, y->name_len);
+}
+
+/* From the shards as they are. `ids`: the objects of its shard. */
+static int part_of_model(
+	struct wfs_settling *t, size_t i, const uint64_t *ids, struct wfs_settle_part *ret)
+{
+	const struct wfs_safetensors_tensor *tensor = wfs_model_tensor(t->m, i);
+
+	*ret = (struct wfs_settle_part){.name = wfs_copy_bytes(tensor->name, tensor->name_len),
+		.name_len = tensor->name_len,
+		.dtype = tensor->dtype,
+		.ndim = tensor->ndim,
+		.length = tensor->end - tensor->begin,
+		.shard = t->m->tensors[i].shard};
+	if (!ret->name)
+		return -ENOMEM;
+	if (ret->length)
+		ret->object = ids[wfs_model_place(t->m, i)];
+	return wfs_model_shape(t->m, i, &ret->shape);
+}
+
+/* The shape of a row: what lib/model_put.c wrote. */
+static int parse_shape(const char *text, uint64_t **ret, uint32_t *ret_ndim)
+{
+	json_t *list = json_loads(text, 0, NULL);
+	size_t n = json_array_size(list);
+	int err = json_is_array(list) ? 0 : -EUCLEAN;
+
+	*ret = err ? NULL : reallocarray(NULL, n + 1, sizeof(**ret));
+	if (!err && !*ret)
+		err = -ENOMEM;
+	for (size_t i = 0; i < n && !err; i++)
+		(*ret)[i] = (uint64_t)json_integer_value(json_array_get(list, i));
+	*ret_ndim = (uint32_t)n;
+	json_decref(list);
+	return err;
+}
+
+/* The object behind the header of the file that was put. */
+static int object_of_file(struct wfs_settling *t, const struct wfs_settle_row *r, uint64_t *ret)
+{
+	WFS_AUTO_FREE uint64_t *ids = NULL;
+	uint64_t length = 0;
+	struct wfs_attr a;
+	sqlite3_stmt *stmt;
+	size_t n;
+	int found = wfs_inode_get(t->store, r->ino, &a);
+
+	if (found <= 0)
+		return found ? found : -EUCLEAN;
+	if (!a.manifest)
+		return -EAGAIN; /* it was written again since it was sealed */
+	found = wfs_manifest_ids(&t->store->db, a.manifest, &ids, &n);
+	if (found)
+		return found;
+	if (n != 2)
+		return -EAGAIN;
+	found = wfs_db_first(&t->store->db, WFS_Q_OBJECT_GET, &stmt, "i", ids[1]);
+	if (found > 0) {
+		length = (uint64_t)sqlite3_column_int64(stmt, 2);
+		wfs_db_done(stmt);
+	}
+	*ret = ids[1];
+	return found < 0 ? found : length == r->length ? 0 : -EAGAIN;
+}
+
+static int part_of_row(
+	struct wfs_settling *t, const struct wfs_settle_row *r, struct wfs_settle_part *ret)
+{
+	int found;
+
+	*ret = (struct wfs_settle_part){.name = wfs_copy_bytes(r->name, r->name_len),
+		.name_len = r->name_len,
+		.length = r->length,
+		.shard = UINT32_MAX,
+		.is_new = true};
+	if (!ret->name)
+		return -ENOMEM;
+	if (!wfs_dtype_find(r->dtype, strlen(r->dtype), &ret->dtype))
+		return -EUCLEAN;
+	found = wfs_inode_get(t->store, r->ino, &ret->from);
+	if (found <= 0)
+		return found ? found : -EUCLEAN;
+	found = r->length ? object_of_file(t, r, &ret->object) : 0;
+	return found ? found : parse_shape(r->shape, &ret->shape, &ret->ndim);
+}
+
+static int add_part(struct wfs_settling *t, int err, const struct wfs_settle_part *part)
+{
+	t->parts[t->n++] = *part; /* also what was half made: it is released */
+	return err;
+}
+
+static struct wfs_settle_row *find_row(
+	struct wfs_settle_row **by_name, size_t n, const char *name, size_t len)
+{
+	struct wfs_settle_row key = {.name = (char *)name, .name_len = len};
+	const struct wfs_settle_row *pointer = &key;
+	struct wfs_settle_row **hit =
+		n ? bsearch(&pointer, by_name, n, sizeof(*by_name), compare_rows) : NULL;
+
+	return hit ? *hit : NULL;
+}
+
+/* Tensors of the model keep their places; a row for one of them replaces or removes it. */
+static int merge(struct wfs_settling *t, struct wfs_settle_row **by_name, size_t n_rows)
+{
+	uint64_t *ids = NULL;
+	uint32_t shard = UINT32_MAX;
+	int err = 0;
+
+	for (size_t i = 0; i < t->m->n && !err; i++) {
+		const struct wfs_safetensors_tensor *tensor = wfs_model_tensor(t->m, i);
+		struct wfs_settle_row *r =
+			find_row(by_name, n_rows, tensor->name, tensor->name_len);
+		struct wfs_settle_part part = {.name = NULL};
+		size_t n;
+
+		if (t->m->tensors[i].shard != shard) {
+			shard = t->m->tensors[i].shard;
+			free(ids);
+			ids = NULL;
+			err = wfs_manifest_ids(
+				&t->store->db, t->m->shards[shard].content->manifest, &ids, &n);
+			if (!err && n <= wfs_model_place(t->m, i))
+				err = -EFBIG; /* more tensors than the seal splits */
+			if (err)
+				break;
+		}
+		if (r && !r->waits) {
+			if (!r->ino)
+				continue;
+			err = part_of_row(t, r, &part);
+			part.shard = shard;
+		} else {
+			err = part_of_model(t, i, ids, &part);
+		}
+		err = add_part(t, err, &part);
+	}
+	free(ids);
+	return err;
+}
+
+static int add_new(struct wfs_settling *t)
+{
+	int err = 0;
+
+	for (size_t i = 0; i < t->rows.n && !err; i++) {
+		const struct wfs_settle_row *r = &t->rows.list[i];
+		struct wfs_settle_part part = {.name = NULL};
+		size_t have;
+
+		if (!r->ino || r->waits || wfs_model_find(t->m, r->name, r->name_len, &have))
+			continue;
+		err = part_of_row(t, r, &part);
+		err = add_part(t, err, &part);
+	}
+	return err;
+}
+
+static int gather(struct wfs_settling *t)
+{
+	WFS_AUTO_FREE struct wfs_settle_row **by_name =
+		reallocarray(NULL, t->rows.n + 1, sizeof(*by_name));
+	int err;
+
+	t->parts = calloc(t->m->n + t->rows.n + 1, sizeof(*t->parts));
+	if (!by_name || !t->parts)
+		return -ENOMEM;
+	for (size_t i = 0; i < t->rows.n; i++)
+		by_name[i] = &t->rows.list[i];
+	if (t->rows.n)
+		qsort(by_name, t->rows.n, sizeof(*by_name), compare_rows);
+	err = merge(t, by_name, t->rows.n);
+	return err ? err : add_new(t);
+}
+
+/* ---- which shard each goes into ---- */
+
+/* Everything planned again. */
+static int plan_again(struct wfs_settling *t)
+{
+	WFS_AUTO_FREE uint64_t *sizes = reallocarray(NULL, t->n + 1, sizeof(*sizes));
+	WFS_AUTO_FREE uint32_t *shard = reallocarray(NULL, t->n + 1, sizeof(*shard));
+	int err;
+
+	if (!sizes || !shard)
+		return -ENOMEM;
+	for (size_t i = 0; i < t->n; i++)
+		sizes[i] = t->parts[i].length;
+	err = wfs_shard_plan(sizes, NULL, t->n, t->max, shard, &t->n_shards);
+	for (size_t i = 0; i < t->n && !err; i++)
+		t->parts[i].shard = shard[i];
+	return err;
+}
+
+/* Shards without a tensor go; *map: the new number of each. */
+static void close_gaps(struct wfs_settling *t, const size_t *count, uint32_t *map, uint32_t n)
+{
+	t->n_shards = 0;
+	for (uint32_t i = 0; i < n; i++)
+		map[i] = count[i] ? t->n_shards++ : UINT32_MAX;
+	for (size_t i = 0; i < t->n; i++)
+		t->parts[i].shard = map[t->parts[i].shard];
+}
+
+/* Each stays where it is; new ones go into the last, and into further ones. *ret: of each new shard
+ * the old one's number. */
+static int keep_layout(struct wfs_settling *t, uint32_t **ret_old)
+{
+	size_t room = t->m->n_shards + t->n + 1;
+	WFS_AUTO_FREE size_t *count = calloc(room, sizeof(*count));
+	WFS_AUTO_FREE uint64_t *bytes = calloc(room, sizeof(*bytes));
+	uint32_t *map = calloc(room, sizeof(*map));
+	uint32_t n = (uint32_t)t->m->n_shards;
+
+	if (!count || !bytes || !map) {
+		free(map);
+		return -ENOMEM;
+	}
+	for (size_t i = 0; i < t->n; i++)
+		if (t->parts[i].shard != UINT32_MAX)
+			bytes[t->parts[i].shard] += t->parts[i].length;
+	for (size_t i = 0; i < t->n; i++) {
+		struct wfs_settle_part *p = &t->parts[i];
+
+		if (p->shard == UINT32_MAX) {
+			if (n == 0 || (bytes[n - 1] && bytes[n - 1] + p->length > t->max))
+				n++;
+			p->shard = n - 1;
+			bytes[n - 1] += p->length;
+		}
+		count[p->shard]++;
+	}
+	close_gaps(t, count, map, n);
+	*ret_old = map;
+	return 0;
+}
+
+/* order[] has the tensors by shard, those of each as they are in parts[]. */
+static int group(struct wfs_settling *t)
+{
+	WFS_AUTO_FREE size_t *at = calloc((size_t)t->n_shards + 2, sizeof(*at));
+
+	t->order = reallocarray(NULL, t->n + 1, sizeof(*t->order));
+	t->shards = calloc((size_t)t->n_shards + 1, sizeof(*t->shards));
+	if (!at || !t->order || !t->shards)
+		return -ENOMEM;
+	for (size_t i = 0; i < t->n; i++)
+		t->shards[t->parts[i].shard].n++;
+	for (uint32_t i = 0; i < t->n_shards; i++) {
+		t->shards[i].first = at[i];
+		at[i + 1] = at[i] + t->shards[i].n;
+	}
+	for (size_t i = 0; i < t->n; i++)
+		t->order[at[t->parts[i].shard]++] = i;
+	return 0;
+}
+
+/* From which old shard each new one goes on. */
+static void connect(struct wfs_settling *t, const uint32_t *map)
+{
+	for (uint32_t i = 0; i < t->m->n_shards; i++)
+		if (map && map[i] != UINT32_MAX)
+			t->shards[map[i]].old = &t->m->shards[i];
+}
+
+/* Mode and owner: of the old shard, or of any of the model's, or of the file that a tensor was put
+ * by. */
+static void choose_like(struct wfs_settling *t, struct wfs_settle_shard *shard)
+{
+	if (shard->old)
+		shard->like = shard->old->attr;
+	else if (t->m->n_shards)
+		shard->like = t->m->shards[0].attr;
+	else if (shard->n)
+		shard->like = t->parts[t->order[shard->first]].from;
+	shard->like.mode = S_IFREG | (shard->like.mode & 0777);
+}
+
+static int name_shards(struct wfs_settling *t)
+{
+	bool keeps = !t->replan && t->n_shards == t->m->n_shards;
+	uint32_t count = t->n_shards > 1 ? t->n_shards : 0;
+	int err = 0;
+
+	for (uint32_t i = 0; i < t->n_shards && !err; i++) {
+		struct wfs_settle_shard *shard = &t->shards[i];
+
+		choose_like(t, shard);
+		if (keeps && shard->old)
+			snprintf(shard->name, sizeof(shard->name), "%s", shard->old->name);
+		else
+			err = wfs_shard_name(shard->name, sizeof(shard->name), t->m->base,
+				t->m->variant, count ? i + 1 : 0, count);
+	}
+	return err;
+}
+
+/* The same tensors with the same bytes under the same name? */
+static bool is_same(const struct wfs_settling *t, const struct wfs_settle_shard *shard)
+{
+	if (!shard->old || strcmp(shard->old->name, shard->name) != 0 ||
+		shard->old->st.n_tensors != shard->n)
+		return false;
+	for (size_t i = 0; i < shard->n; i++)
+		if (t->parts[t->order[shard->first + i]].is_new)
+			return false;
+	return true;
+}
+
+static int lay_out(struct wfs_settling *t)
+{
+	WFS_AUTO_FREE uint32_t *map = NULL;
+	int err = t->replan ? plan_again(t) : keep_layout(t, &map);
+
+	/* Whoever takes the last tensor out still has a model that loads. */
+	if (!err && t->n_shards == 0 && t->m->n_shards > 0)
+		t->n_shards = 1;
+	if (!err)
+		err = group(t);
+	if (err)
+		return err;
+	connect(t, map);
+	err = name_shards(t);
+	for (uint32_t i = 0; i < t->n_shards && !err && !t->replan; i++)
+		t->shards[i].is_same = is_same(t, &t->shards[i]);
+	return err;
+}
+
+int wfs_settle_plan(struct wfs_settling *t)
+{
+	int err = gather(t);
+
+	return err ? err : lay_out(t);
+}
