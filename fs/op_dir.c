@@ -6,6 +6,9 @@
 /* Offsets that readdir hands out: 1 behind ".", 2 behind "..", else the entry's id and this. */
 #define OFFSET_BASE 2
 
+/* Behind all ids: views (fs/view.h). */
+#define OFFSET_VIEWS (INT64_MAX - 16)
+
 #define ENTRIES_AT_ONCE 256
 
 void wfs_op_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
@@ -102,6 +105,32 @@ static int put_entry(void *ctx, const struct wfs_dirent *entry)
 	return 0;
 }
 
+/* Views, where they are to be listed: behind all else. */
+static int put_views(struct filling *f, uint64_t dir, off_t off)
+{
+	static const char *const names[] = { WFS_VIEW_TENSORS_NAME, WFS_VIEW_SHARDS_NAME };
+	struct wfs_driver *d = wfs_driver_of(f->req);
+	int ret = d->options->views == WFS_VIEWS_LISTED ? wfs_view_has_model(d, dir) : 0;
+
+	for (size_t i = 0; i < WFS_ARRAY_SIZE(names) && ret > 0; i++) {
+		struct wfs_view_child c;
+		struct fuse_entry_param e;
+
+		if (off > OFFSET_VIEWS + (off_t)i)
+			continue;
+		ret = wfs_view_find_root(d, dir, names[i], &c);
+		if (ret <= 0)
+			break;
+		e = (struct fuse_entry_param){ .attr = c.st };
+		if (f->plus && wfs_view_fill_entry(d, &c, &e) != 0)
+			return -ENOMEM;
+		if (!put(f, names[i], &e, OFFSET_VIEWS + (off_t)i + 1) && f->plus)
+			wfs_view_forget(&d->views, e.ino, 1);
+		ret = !f->full;
+	}
+	return WFS_MIN(ret, 0);
+}
+
 static int fill(struct filling *f, struct wfs_store *s, uint64_t dir, off_t off)
 {
 	int ret = off < OFFSET_BASE ? put_dots(f, s, dir, off) : 0;
@@ -113,6 +142,8 @@ static int fill(struct filling *f, struct wfs_store *s, uint64_t dir, off_t off)
 		if (f->seen < ENTRIES_AT_ONCE)
 			break;
 	}
+	if (ret >= 0 && !f->full)
+		ret = put_views(f, dir, off);
 	return ret < 0 ? ret : 0;
 }
 

@@ -175,8 +175,8 @@ void wfs_op_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 	note_writes(h);
 	if (h->backing && h->writes && wfs_store_is_lost(d->store)) {
 		err = -EIO; /* of what a program wrote itself it hears only here */
-	} else if (atomic_load(&h->wrote)) {
-		err = wfs_gate_close(d->store, h->file, &why);
+	} else if (atomic_load(&h->wrote) || h->is_scratch) {
+		err = atomic_load(&h->wrote) ? wfs_gate_close(d->store, h->file, &why) : 0;
 		if (!err && h->is_scratch)
 			err = wfs_view_flush(d, h);
 		if (!err)

@@ -176,6 +176,18 @@ int wfs_scratch_place(struct wfs_scratches *t, uint64_t ino, uint64_t *ret_dir, 
 	return found;
 }
 
+bool wfs_scratch_is_put(struct wfs_scratches *t, uint64_t ino)
+{
+	const struct wfs_scratch *s;
+	bool put;
+
+	pthread_mutex_lock(&t->lock);
+	s = *slot_of_ino(t, ino);
+	put = s && s->put;
+	pthread_mutex_unlock(&t->lock);
+	return put;
+}
+
 void wfs_scratch_set_put(struct wfs_scratches *t, uint64_t ino)
 {
 	struct wfs_scratch *s;

@@ -33,6 +33,10 @@ static inline bool wfs_is_view(uint64_t ino)
 	return ino >= WFS_VIEW_INO;
 }
 
+/* A variant follows behind '@'. */
+#define WFS_VIEW_TENSORS_NAME ".tensors"
+#define WFS_VIEW_SHARDS_NAME ".shards"
+
 enum wfs_view_kind {
 	WFS_VIEW_TENSORS,     /* directory .tensors */
 	WFS_VIEW_TENSOR,      /* a file in it */
@@ -105,6 +109,8 @@ void wfs_view_child_release(struct wfs_view_child *c);
 /* In directory `dir` of the store: is `name` a view? 1, 0 or -errno. */
 int wfs_view_find_root(
 	struct wfs_driver *d, uint64_t dir, const char *name, struct wfs_view_child *ret);
+/* Has a directory of the store shards? 1, 0 or -errno. */
+int wfs_view_has_model(struct wfs_driver *d, uint64_t dir);
 /* The child of this name. 0, -ENOENT, … */
 int wfs_view_find(struct wfs_driver *d, const struct wfs_view_key *parent, const char *name,
 	struct wfs_view_child *ret);
@@ -177,6 +183,9 @@ void wfs_view_errors_init(struct wfs_view_errors *e);
 void wfs_view_errors_release(struct wfs_view_errors *e);
 
 /* ---- view_ops.c, view_refuse.c: requests for views, as those of driver.h ---- */
+
+/* What the kernel is told of a child, and counts as a lookup. */
+int wfs_view_fill_entry(struct wfs_driver *d, const struct wfs_view_child *c, struct fuse_entry_param *e);
 
 /* In a directory of the store: true if `name` is a view, and the request has been answered. */
 bool wfs_view_try_lookup(fuse_req_t req, uint64_t dir, const char *name);

@@ -11,8 +11,8 @@
 #include "lib/size_text.h"
 #include "lib/store_time.h"
 
-#define TENSORS ".tensors"
-#define SHARDS ".shards"
+#define TENSORS WFS_VIEW_TENSORS_NAME
+#define SHARDS WFS_VIEW_SHARDS_NAME
 #define SINGLE "single" /* the name of the cut that has one shard */
 #define NPY ".npy"
 #define SAFETENSORS ".safetensors"
@@ -191,6 +191,19 @@ int wfs_view_find_root(
 		return err;
 	fill(ret, &a, is_shards ? shown_mode(&a) : a.mode, 0);
 	return 1;
+}
+
+int wfs_view_has_model(struct wfs_driver *d, uint64_t dir)
+{
+	struct wfs_view_key key = { .ino = dir };
+	struct wfs_model *m;
+	int err = get_model(d, &key, &m);
+
+	if (err)
+		return err == -EIO ? 0 : err;
+	err = m->n_shards > 0;
+	wfs_model_unref(m);
+	return err;
 }
 
 /* The file of tensor number i. */

@@ -40,8 +40,7 @@ static double attr_seconds(enum wfs_view_kind kind)
 	return kind == WFS_VIEW_TENSOR || kind == WFS_VIEW_CUT_FILE ? WFS_CACHE_SECONDS : 0;
 }
 
-/* Counts the lookup. */
-static int fill_entry(
+int wfs_view_fill_entry(
 	struct wfs_driver *d, const struct wfs_view_child *c, struct fuse_entry_param *e)
 {
 	uint64_t ino;
@@ -84,7 +83,7 @@ static void reply_child(fuse_req_t req, int err, struct wfs_view_child *c)
 		return;
 	}
 	if (!err)
-		err = fill_entry(d, c, &e);
+		err = wfs_view_fill_entry(d, c, &e);
 	wfs_view_child_release(c);
 	if (err)
 		fuse_reply_err(req, -err);
@@ -290,7 +289,7 @@ static int put_child(struct filling *f, struct wfs_driver *d, const struct wfs_v
 {
 	struct fuse_entry_param e = {.attr = c->st};
 	/* Counted before the kernel can know of it; given back if it does not fit. */
-	int err = f->plus ? fill_entry(d, c, &e) : 0;
+	int err = f->plus ? wfs_view_fill_entry(d, c, &e) : 0;
 
 	if (err)
 		return err;

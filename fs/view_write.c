@@ -206,6 +206,17 @@ static bool is_tensor_name(const char *name)
 	return wfs_view_decode(name, &form, tensor, &len);
 }
 
+/* Also who has not written anything is told that an empty file is no tensor. */
+static bool is_to_be_put(struct wfs_driver *d, struct wfs_handle *h, const char *name)
+{
+	uint64_t size;
+
+	if (!is_tensor_name(name) || !h->writes)
+		return false;
+	return atomic_load(&h->wrote) || (!wfs_scratch_is_put(&d->scratches, wfs_file_ino(h->file)) &&
+						  wfs_file_size(h->file, &size) == 0 && size == 0);
+}
+
 int wfs_view_flush(struct wfs_driver *d, struct wfs_handle *h)
 {
 	WFS_AUTO_FREE char *variant = NULL;
@@ -213,7 +224,7 @@ int wfs_view_flush(struct wfs_driver *d, struct wfs_handle *h)
 	uint64_t dir, ino = wfs_file_ino(h->file);
 	int found = wfs_scratch_place(&d->scratches, ino, &dir, &variant, &name);
 
-	if (found <= 0 || !is_tensor_name(name))
+	if (found <= 0 || !is_to_be_put(d, h, name))
 		return WFS_MIN(found, 0);
 	found = put(d, dir, variant, name, ino);
 	if (found == 0)
@@ -276,7 +287,6 @@ static int make_to_write(fuse_req_t req, const struct wfs_view_node *node, int f
 		give_up(d, &gone);
 		return err;
 	}
-	new.sealed = true;
 	err = wfs_name_create_unnamed(d->store, key->ino, &new, &a);
 	*ret = a.ino;
 	return err;

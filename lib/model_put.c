@@ -10,7 +10,7 @@
 #include "lib/model_priv.h"
 #include "lib/npy.h"
 #include "lib/object.h"
-#include "lib/quota.h"
+#include "lib/reserve.h"
 #include "lib/utf8.h"
 
 static const char *variant_of(const struct wfs_model_name *name)
@@ -323,9 +323,15 @@ static int set_row(struct wfs_store *s, const struct wfs_model_name *name,
 static int put_row(struct wfs_store *s, const struct wfs_model_name *name,
 	enum wfs_tensor_form form, uint64_t ino, const struct tensor *t, struct wfs_gone *gone)
 {
-	int ret = wfs_db_begin(&s->db);
+	int ret, tries = 0;
 
-	return ret ? ret : wfs_db_end(&s->db, set_row(s, name, form, ino, t, gone));
+	/* A full disk prevents no removal: lib/reserve.h. */
+	do {
+		ret = wfs_db_begin(&s->db);
+		if (!ret)
+			ret = wfs_db_end(&s->db, set_row(s, name, form, ino, t, gone));
+	} while (ret == -ENOSPC && !ino && wfs_reserve_make_room(s, &tries));
+	return ret;
 }
 
 static int put_npy(struct wfs_store *s, const struct wfs_model_name *name, struct wfs_file *f,

@@ -6,6 +6,7 @@
 #include <time.h>
 
 #include "lib/file_priv.h"
+#include "lib/reserve.h"
 #include "lib/seal.h"
 #include "lib/size_text.h"
 
@@ -227,13 +228,16 @@ static int settle_variant(struct wfs_store *s, uint64_t dir, const char *variant
 	struct wfs_gone *gone, struct wfs_err *err)
 {
 	struct wfs_settling t = {.store = s, .gone = gone, .err = err};
-	int ret = -EAGAIN;
+	int ret, room = 0;
+	unsigned tries = 0;
 
-	for (unsigned tries = 0; ret == -EAGAIN && tries < MOST_TRIES; tries++) {
+	/* What was removed from a model on a full disk gives its space back only here. */
+	do {
 		ret = settle_once(&t, dir, variant, reshard);
 		release_parts(&t);
 		release_rows(&t.rows);
-	}
+	} while ((ret == -EAGAIN && ++tries < MOST_TRIES) ||
+		 (ret == -ENOSPC && wfs_reserve_make_room(s, &room)));
 	if (ret == 0)
 		atomic_store(&s->collect_wanted, true);
 	return ret == -EAGAIN ? -EBUSY : ret;

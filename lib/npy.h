@@ -143,11 +143,11 @@ void wfs_npy_swap(void *buf, size_t n, unsigned element_bytes);
  * What was written before stays written. Blocks as they do.
  *
  * Memory: below 33 MiB, and less for small arrays. An array in C order is read once,
- * first to last. One in Fortran order is gone through about once for every 32 MiB
- * that it has, in ascending order each time, for the parts of its columns that
- * belong to the next 32 MiB of output. A part is a read of its own; where less than
- * 4 KiB lie between two, they are read together, up to 256 KiB. (2, 2, 2, ...) is
- * about the worst shape: there is little to a part but what lies between.
+ * first to last. One in Fortran order is read in rounds, each of them in ascending
+ * order: those parts of its columns that belong to the next bytes of output, up to
+ * 32 MiB. A part is a read of its own; where less than 4 KiB lie between two, they
+ * are read together, up to 256 KiB, with what lies between. The worst that can
+ * happen is that each round so reads all of the file: shapes like (2, 2, 2, ...).
  */
 int wfs_npy_to_c(const struct wfs_npy *npy,
 	ssize_t (*read_at)(void *ctx, void *buf, size_t len, uint64_t offset),
