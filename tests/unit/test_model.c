@@ -162,6 +162,9 @@ static void test_read(void **state)
 	static const char *const first[] = {"a", "c"}, *const second[] = {"a", "b"};
 	struct fixture *f = *state;
 	uint64_t dir = make_dir(f, "m");
+	static const char index[] = "{\"weight_map\": {"
+				    "\"a\": \"model-00002-of-00002.safetensors\","
+				    "\"c\": \"model-00001-of-00002.safetensors\"}}";
 	struct wfs_model *m = get_model(f, dir), *again;
 	size_t i;
 
@@ -181,10 +184,7 @@ static void test_read(void **state)
 	wfs_model_unref(again);
 	wfs_model_unref(m);
 	/* What the index says comes before. */
-	put_in(f, dir, "model.safetensors.index.json",
-		"{\"weight_map\": {\"a\": \"model-00002-of-00002.safetensors\","
-		" \"c\": \"model-00001-of-00002.safetensors\"}}",
-		101);
+	put_in(f, dir, "model.safetensors.index.json", index, sizeof(index) - 1);
 	m = get_model(f, dir);
 	check_tensor(m, "a", 20);
 	wfs_model_unref(m);
