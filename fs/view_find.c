@@ -151,13 +151,7 @@ static void size_text(uint64_t size, char *ret)
 
 static int get_model(struct wfs_driver *d, const struct wfs_view_key *dir, struct wfs_model **ret)
 {
-	struct wfs_err why = WFS_ERR_INIT;
-	int err = wfs_model_get(d->store, dir->ino, dir->variant, ret, &why);
-
-	if (err && why.reason)
-		wfs_log(&d->log, "inode %llu: %s: %s", (unsigned long long)dir->ino, why.reason,
-			why.text);
-	return err == -EBADMSG ? -EIO : err;
+	return wfs_model_get(d->store, dir->ino, dir->variant, ret);
 }
 
 /* With all that was put into it. */
@@ -200,7 +194,7 @@ int wfs_view_has_model(struct wfs_driver *d, uint64_t dir)
 	int err = get_model(d, &key, &m);
 
 	if (err)
-		return err == -EIO ? 0 : err;
+		return err;
 	err = m->n_shards > 0;
 	wfs_model_unref(m);
 	return err;

@@ -420,7 +420,7 @@ static int get_xattr(
 		(key->kind != WFS_VIEW_TENSOR && key->kind != WFS_VIEW_TENSORS))
 		return -ENODATA;
 	name += strlen(XATTR_PREFIX);
-	err = wfs_model_get(d->store, key->ino, key->variant, &m, NULL);
+	err = wfs_model_get(d->store, key->ino, key->variant, &m);
 	if (err)
 		return err == -ENOENT ? -ESTALE : -EIO;
 	if (key->kind == WFS_VIEW_TENSORS)

@@ -580,8 +580,9 @@ static int keep_files(struct wfs_model *m, const struct scan *scan)
 	return 0;
 }
 
-static int load(struct wfs_model *m, struct scan *scan, struct wfs_err *err)
+static int load(struct wfs_model *m, struct scan *scan)
 {
+	struct wfs_err why = WFS_ERR_INIT;
 	const char *base = choose_base(scan);
 	int ret = keep_files(m, scan);
 
@@ -594,12 +595,17 @@ static int load(struct wfs_model *m, struct scan *scan, struct wfs_err *err)
 		return -ENOMEM;
 	keep_base(scan, base ? m->base : NULL);
 	if (scan->n && scan->files[scan->n - 1].parsed.is_index) {
-		ret = read_index(m, &scan->files[--scan->n], err);
+		ret = read_index(m, &scan->files[--scan->n], &why);
+		/* One that is being written, perhaps. */
+		if (ret == -EBADMSG) {
+			leave_out(m, scan->files[scan->n].name, why.text);
+			ret = 1;
+		}
 		free(scan->files[scan->n].name);
 		if (ret == 0)
 			ret = follow_index(m, scan);
 	}
-	if (ret == 0)
+	if (ret >= 0)
 		ret = read_shards(m, scan);
 	return ret ? ret : list_tensors(m);
 }
@@ -714,8 +720,8 @@ static void keep(struct wfs_models *models, struct wfs_model *m, uint64_t commit
 	wfs_model_unref(old);
 }
 
-int wfs_model_get(struct wfs_store *s, uint64_t dir, const char *variant, struct wfs_model **ret,
-	struct wfs_err *err)
+int wfs_model_get(
+	struct wfs_store *s, uint64_t dir, const char *variant, struct wfs_model **ret)
 {
 	uint64_t commits = wfs_store_commits(s), seen = 0;
 	struct wfs_model *m = take_kept(s->models, dir, variant, &seen);
@@ -735,7 +741,7 @@ int wfs_model_get(struct wfs_store *s, uint64_t dir, const char *variant, struct
 	if (!m || !is_same_scan(m, &scan)) {
 		wfs_model_unref(m);
 		m = new_model(s, dir, variant);
-		e = m ? load(m, &scan, err) : -ENOMEM;
+		e = m ? load(m, &scan) : -ENOMEM;
 	}
 	free_files(scan.files, scan.n);
 	if (e) {

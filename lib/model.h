@@ -12,8 +12,8 @@
  *     with an index (BASE.safetensors.index.json): those that its weight_map names
  *     and that are there, in the order of their names; else every file of that base and variant
  *
- * Shards that safetensors would not load, or that are not complete yet, are left out,
- * and `left_out` says so. Of a name that is in two shards the one counts that the index
+ * Shards that safetensors would not load, or that are not complete yet, and an index that
+ * is none, are left out, and `left_out` says so. Of a name that is in two shards the one counts that the index
  * names, else the first.
  *
  * Any thread. No lock is held across the reading of headers; a dirty shard is sealed first.
@@ -73,11 +73,10 @@ struct wfs_model {
 /*
  * The model of a directory as it is now, with a reference; a directory without
  * shards has one without tensors. One that was read before is used again while nothing
- * has changed. -ENOENT, -ENOTDIR; -EBADMSG with a reason: the index is none
- * (index-…). Other -errno: it could not be read.
+ * has changed. -ENOENT, -ENOTDIR; other -errno: it could not be read.
  */
-int wfs_model_get(struct wfs_store *s, uint64_t dir, const char *variant, struct wfs_model **ret,
-	struct wfs_err *err);
+int wfs_model_get(
+	struct wfs_store *s, uint64_t dir, const char *variant, struct wfs_model **ret);
 struct wfs_model *wfs_model_ref(struct wfs_model *m);
 void wfs_model_unref(struct wfs_model *m); /* NULL is allowed */
 

@@ -285,10 +285,10 @@ static int check_name(const struct wfs_model_name *name, struct wfs_err *err)
 static int check_model(struct wfs_store *s, const struct wfs_model_name *name, struct wfs_err *err)
 {
 	struct wfs_model *m;
-	int ret = wfs_model_get(s, name->dir, name->variant, &m, err);
+	int ret = wfs_model_get(s, name->dir, name->variant, &m);
 
 	if (ret)
-		return ret == -EBADMSG ? -EBUSY : ret;
+		return ret;
 	if (m->left_out[0])
 		ret = wfs_err_set(err, -EBUSY, "shards-left-out", WFS_NO_OFFSET, "%s", m->left_out);
 	wfs_model_unref(m);
@@ -400,7 +400,7 @@ int wfs_model_remove(struct wfs_store *s, const struct wfs_model_name *name, str
 	int ret = pending < 0 ? pending : check_model(s, name, err);
 
 	if (!ret)
-		ret = wfs_model_get(s, name->dir, name->variant, &m, err);
+		ret = wfs_model_get(s, name->dir, name->variant, &m);
 	if (ret)
 		return ret;
 	if (pending == WFS_PENDING_REMOVED ||
@@ -502,7 +502,7 @@ int wfs_model_clone(struct wfs_store *s, const struct wfs_model_name *name,
 	int e = wfs_model_settle(s, name->dir, gone, err);
 
 	if (!e)
-		e = wfs_model_get(s, name->dir, name->variant, &m, err);
+		e = wfs_model_get(s, name->dir, name->variant, &m);
 	if (e)
 		return e;
 	e = wfs_model_find(m, name->tensor, name->tensor_len, &i)

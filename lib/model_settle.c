@@ -176,7 +176,7 @@ static int read_limit(struct wfs_store *s, uint64_t dir, uint64_t *ret)
 
 static int get_model(struct wfs_settling *t, uint64_t dir, const char *variant)
 {
-	int err = wfs_model_get(t->store, dir, *variant ? variant : NULL, &t->m, t->err);
+	int err = wfs_model_get(t->store, dir, *variant ? variant : NULL, &t->m);
 
 	if (err)
 		return err;

@@ -57,12 +57,9 @@ static void put_shard(struct fixture *f, uint64_t dir, const char *name, const c
 
 static struct wfs_model *get_model(struct fixture *f, uint64_t dir)
 {
-	struct wfs_err err = WFS_ERR_INIT;
 	struct wfs_model *m;
-	int ret = wfs_model_get(f->store, dir, NULL, &m, &err);
 
-	if (ret)
-		fail_msg("model: %d %s", ret, err.text);
+	assert_int_equal(wfs_model_get(f->store, dir, NULL, &m), 0);
 	return m;
 }
 
@@ -203,6 +200,12 @@ static void test_left_out(void **state)
 	m = get_model(f, dir);
 	assert_int_equal(m->n, 1);
 	assert_non_null(strstr(m->left_out, "model-00002"));
+	wfs_model_unref(m);
+	put_in(f, dir, "model.safetensors.index.json", "{", 1);
+	m = get_model(f, dir);
+	assert_int_equal(m->n, 1);
+	assert_false(m->has_index);
+	assert_non_null(strstr(m->left_out, "index"));
 	wfs_model_unref(m);
 	/* What it holds would be lost. */
 	assert_int_equal(put_tensor(f, dir, "b", make_npy(f, dir, 2, 0), &err), -EBUSY);
