@@ -147,7 +147,9 @@ void wfs_op_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_se
 	struct stat st;
 	int err = 0;
 
-	if (to_set & FUSE_SET_ATTR_SIZE)
+	if (to_set & FUSE_SET_ATTR_SIZE && !fi)
+		err = wfs_view_open_put(req, ino, -1);
+	if (!err && to_set & FUSE_SET_ATTR_SIZE)
 		err = set_size(d, ino, (uint64_t)attr->st_size, fi ? wfs_handle_of(fi) : NULL);
 	if (!err)
 		err = set ? wfs_name_setattr(d->store, ino, set, &want, &a)

@@ -114,8 +114,10 @@ void wfs_op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 	struct wfs_driver *d = wfs_driver_of(req);
 	struct fuse_open_out out;
 	struct wfs_handle *h;
-	int err = wfs_handle_new(d, ino, fi->flags, &h);
+	int err = wfs_view_open_put(req, ino, fi->flags);
 
+	if (!err)
+		err = wfs_handle_new(d, ino, fi->flags, &h);
 	if (err) {
 		fuse_reply_err(req, -err);
 		return;

@@ -102,20 +102,19 @@ static bool set_place(struct wfs_scratch *s, uint64_t dir, const char *variant, 
 	return true;
 }
 
-int wfs_scratch_add(struct wfs_scratches *t, uint64_t dir, const char *variant, const char *name,
-	uint64_t ino, unsigned handles, unsigned ms, uint64_t *ret_replaced)
+static int add(struct wfs_scratches *t, uint64_t dir, const char *variant, const char *name,
+	const struct wfs_scratch *like)
 {
-	struct wfs_scratch *s = calloc(1, sizeof(*s));
+	struct wfs_scratch *s = malloc(sizeof(*s));
 
-	if (!s || !set_place(s, dir, variant, name)) {
+	if (!s)
+		return -ENOMEM;
+	*s = *like;
+	if (!set_place(s, dir, variant, name)) {
 		free(s);
 		return -ENOMEM;
 	}
-	s->ino = ino;
-	s->handles = handles;
-	s->until_ns = handles ? 0 : now_ns() + (int64_t)ms * 1000000;
 	pthread_mutex_lock(&t->lock);
-	*ret_replaced = end_slot(t, slot_of_name(t, dir, variant, name));
 	s->next = t->first;
 	t->first = s;
 	atomic_fetch_add(&t->n, 1);
@@ -123,21 +122,47 @@ int wfs_scratch_add(struct wfs_scratches *t, uint64_t dir, const char *variant, 
 	return 0;
 }
 
+int wfs_scratch_add(struct wfs_scratches *t, uint64_t dir, const char *variant, const char *name,
+	uint64_t ino)
+{
+	const struct wfs_scratch like = { .ino = ino, .handles = 1 };
+
+	return add(t, dir, variant, name, &like);
+}
+
+int wfs_scratch_add_over(struct wfs_scratches *t, uint64_t dir, const char *variant,
+	const char *name, uint64_t ino, int32_t tid, unsigned ms)
+{
+	const struct wfs_scratch like = { .ino = ino, .over = true, .tid = tid,
+		.until_ns = now_ns() + (int64_t)ms * 1000000 };
+
+	return add(t, dir, variant, name, &like);
+}
+
+/* Who has come to open it sees it; others see what was there before. */
+static bool is_seen_by(const struct wfs_scratch *s, int32_t tid)
+{
+	if (s->put || is_over(s))
+		return false;
+	return !s->over || (s->handles == 0 && s->tid == tid);
+}
+
 int wfs_scratch_find(struct wfs_scratches *t, uint64_t dir, const char *variant, const char *name,
-	uint64_t *ret_ino)
+	int32_t tid, uint64_t *ret_ino)
 {
 	const struct wfs_scratch *s;
-	int found;
 
 	if (atomic_load(&t->n) == 0)
 		return 0;
 	pthread_mutex_lock(&t->lock);
-	s = *slot_of_name(t, dir, variant, name);
-	found = s && !is_over(s);
-	if (found)
+	for (s = t->first; s; s = s->next)
+		if (s->dir == dir && strcmp(s->name, name) == 0 && is_same_text(s->variant, variant) &&
+			is_seen_by(s, tid))
+			break;
+	if (s)
 		*ret_ino = s->ino;
 	pthread_mutex_unlock(&t->lock);
-	return found;
+	return s != NULL;
 }
 
 bool wfs_scratch_open(struct wfs_scratches *t, uint64_t ino)
@@ -148,8 +173,10 @@ bool wfs_scratch_open(struct wfs_scratches *t, uint64_t ino)
 		return false;
 	pthread_mutex_lock(&t->lock);
 	s = *slot_of_ino(t, ino);
-	if (s)
+	if (s) {
 		s->handles++;
+		s->until_ns = s->over ? s->until_ns : 0;
+	}
 	pthread_mutex_unlock(&t->lock);
 	return s != NULL;
 }

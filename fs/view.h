@@ -111,9 +111,9 @@ int wfs_view_find_root(
 	struct wfs_driver *d, uint64_t dir, const char *name, struct wfs_view_child *ret);
 /* Has a directory of the store shards? 1, 0 or -errno. */
 int wfs_view_has_model(struct wfs_driver *d, uint64_t dir);
-/* The child of this name. 0, -ENOENT, … */
+/* The child of this name, as thread `tid` is to see it. 0, -ENOENT, … */
 int wfs_view_find(struct wfs_driver *d, const struct wfs_view_key *parent, const char *name,
-	struct wfs_view_child *ret);
+	int32_t tid, struct wfs_view_child *ret);
 
 /* A directory as it is when it is opened. */
 struct wfs_view_listing;
@@ -159,9 +159,16 @@ void wfs_view_opened(struct wfs_driver *d, struct wfs_handle *h);
 int wfs_view_flush(struct wfs_driver *d, struct wfs_handle *h);
 /* The end of its handle. */
 void wfs_view_released(struct wfs_driver *d, struct wfs_handle *h);
-/* A program opens a tensor's file to write it: a file of the store is made for it, to which its
- * name leads now. -ESTALE on success. */
-int wfs_view_open_to_write(fuse_req_t req, const struct wfs_view_node *node, int flags);
+/*
+ * A program opens a tensor's file to write it: a file of the store is made for it, to which its
+ * name leads now. -ESTALE on success.
+ */
+int wfs_view_open_to_write(fuse_req_t req, const struct wfs_view_key *key, mode_t mode, int flags);
+/*
+ * A file of the store is opened with these flags (-1: its size is to be changed). If it was put,
+ * and its bytes are the model's, it must not be written: as above, or -EPERM. 0: go on.
+ */
+int wfs_view_open_put(fuse_req_t req, uint64_t ino, int flags);
 
 /* Reply with a file of the store that stands under a name of .tensors. */
 void wfs_view_reply_real(fuse_req_t req, const struct wfs_attr *a);
@@ -185,7 +192,8 @@ void wfs_view_errors_release(struct wfs_view_errors *e);
 /* ---- view_ops.c, view_refuse.c: requests for views, as those of driver.h ---- */
 
 /* What the kernel is told of a child, and counts as a lookup. */
-int wfs_view_fill_entry(struct wfs_driver *d, const struct wfs_view_child *c, struct fuse_entry_param *e);
+int wfs_view_fill_entry(
+	struct wfs_driver *d, const struct wfs_view_child *c, struct fuse_entry_param *e);
 
 /* In a directory of the store: true if `name` is a view, and the request has been answered. */
 bool wfs_view_try_lookup(fuse_req_t req, uint64_t dir, const char *name);

@@ -189,7 +189,7 @@ int wfs_view_find_root(
 
 int wfs_view_has_model(struct wfs_driver *d, uint64_t dir)
 {
-	struct wfs_view_key key = { .ino = dir };
+	struct wfs_view_key key = {.ino = dir};
 	struct wfs_model *m;
 	int err = get_model(d, &key, &m);
 
@@ -238,7 +238,7 @@ static int make_real(struct wfs_driver *d, uint64_t ino, struct wfs_view_child *
 
 /* Is it written at the moment, or was it put and is not in the shards yet? 1: neither. */
 static int find_written(struct wfs_driver *d, const struct wfs_view_key *parent, const char *name,
-	struct wfs_view_child *ret)
+	int32_t tid, struct wfs_view_child *ret)
 {
 	char tensor[NAME_MAX + 1];
 	struct wfs_model_name wanted = {parent->ino, parent->variant, tensor, 0};
@@ -246,7 +246,7 @@ static int find_written(struct wfs_driver *d, const struct wfs_view_key *parent,
 	uint64_t ino;
 	int found;
 
-	if (wfs_scratch_find(&d->scratches, parent->ino, parent->variant, name, &ino))
+	if (wfs_scratch_find(&d->scratches, parent->ino, parent->variant, name, tid, &ino))
 		return make_real(d, ino, ret);
 	if (!wfs_view_decode(name, &form, tensor, &wanted.tensor_len))
 		return 1;
@@ -261,7 +261,7 @@ static int find_written(struct wfs_driver *d, const struct wfs_view_key *parent,
 }
 
 static int find_tensor(struct wfs_driver *d, const struct wfs_view_key *parent, const char *name,
-	struct wfs_view_child *ret)
+	int32_t tid, struct wfs_view_child *ret)
 {
 	char tensor[NAME_MAX + 1];
 	enum wfs_tensor_form form;
@@ -269,7 +269,7 @@ static int find_tensor(struct wfs_driver *d, const struct wfs_view_key *parent, 
 	size_t len, i;
 	int err;
 
-	err = find_written(d, parent, name, ret);
+	err = find_written(d, parent, name, tid, ret);
 	if (err <= 0)
 		return err;
 	if (!wfs_view_decode(name, &form, tensor, &len))
@@ -392,12 +392,12 @@ static int find_in_cut(struct wfs_driver *d, const struct wfs_view_key *parent, 
 }
 
 int wfs_view_find(struct wfs_driver *d, const struct wfs_view_key *parent, const char *name,
-	struct wfs_view_child *ret)
+	int32_t tid, struct wfs_view_child *ret)
 {
 	*ret = (struct wfs_view_child){.model = NULL};
 	switch (parent->kind) {
 	case WFS_VIEW_TENSORS:
-		return find_tensor(d, parent, name, ret);
+		return find_tensor(d, parent, name, tid, ret);
 	case WFS_VIEW_SHARDS:
 		return find_cut(d, parent, name, ret);
 	case WFS_VIEW_CUT:
@@ -585,12 +585,14 @@ static int content_of_model(struct wfs_driver *d, struct wfs_model *m,
 	return file ? 0 : -ESTALE;
 }
 
-int wfs_view_content(struct wfs_driver *d, const struct wfs_view_key *key, struct wfs_content **ret)
+int wfs_view_content(
+	struct wfs_driver *d, const struct wfs_view_key *key, struct wfs_content **ret)
 {
 	struct wfs_model *m;
-	int err = key->kind == WFS_VIEW_TENSOR ? get_model(d, key, &m)
-					       : get_settled_model(d, key, &m);
+	int err = 0;
 
+	if (!wfs_model_get_serial(d->store, key->serial, &m))
+		err = get_settled_model(d, key, &m);
 	if (err)
 		return err == -ENOENT ? -ESTALE : err;
 	err = content_of_model(d, m, key, ret);

@@ -114,7 +114,7 @@ void wfs_view_op_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
 	const struct wfs_view_node *node = wfs_view_node(&d->views, parent);
 	struct wfs_view_child c = {.model = NULL};
 
-	reply_child(req, node ? wfs_view_find(d, &node->key, name, &c) : -ESTALE, &c);
+	reply_child(req, node ? wfs_view_find(d, &node->key, name, fuse_req_ctx(req)->pid, &c) : -ESTALE, &c);
 }
 
 void wfs_view_op_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
@@ -180,7 +180,7 @@ void wfs_view_op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 
 	if (!err && ((fi->flags & O_ACCMODE) != O_RDONLY || fi->flags & O_TRUNC))
 		err = node->key.kind == WFS_VIEW_TENSOR
-			      ? wfs_view_open_to_write(req, node, fi->flags)
+			      ? wfs_view_open_to_write(req, &node->key, node->st.st_mode, fi->flags)
 			      : -EROFS;
 	if (!err)
 		h = calloc(1, sizeof(*h));

@@ -213,8 +213,9 @@ static bool is_to_be_put(struct wfs_driver *d, struct wfs_handle *h, const char 
 
 	if (!is_tensor_name(name) || !h->writes)
 		return false;
-	return atomic_load(&h->wrote) || (!wfs_scratch_is_put(&d->scratches, wfs_file_ino(h->file)) &&
-						  wfs_file_size(h->file, &size) == 0 && size == 0);
+	return atomic_load(&h->wrote) ||
+	       (!wfs_scratch_is_put(&d->scratches, wfs_file_ino(h->file)) &&
+		       wfs_file_size(h->file, &size) == 0 && size == 0);
 }
 
 int wfs_view_flush(struct wfs_driver *d, struct wfs_handle *h)
@@ -248,22 +249,7 @@ void wfs_view_released(struct wfs_driver *d, struct wfs_handle *h)
 
 void wfs_view_opened(struct wfs_driver *d, struct wfs_handle *h)
 {
-	WFS_AUTO_FREE char *strings = NULL;
-	char name[NAME_MAX + 1];
-	enum wfs_tensor_form form;
-	struct wfs_model_name of;
-	uint64_t ino = wfs_file_ino(h->file), replaced;
-
-	h->is_scratch = wfs_scratch_open(&d->scratches, ino);
-	if (h->is_scratch || !h->writes ||
-		wfs_model_pending_file(d->store, ino, &of, &form, &strings) <= 0 ||
-		!wfs_view_encode(of.tensor, of.tensor_len, form, name))
-		return;
-	/* What was put is written once more, before it has come into a shard. */
-	if (wfs_scratch_add(&d->scratches, of.dir, of.variant, name, ino, 1, 0, &replaced) == 0) {
-		wfs_scratch_set_put(&d->scratches, ino);
-		h->is_scratch = true;
-	}
+	h->is_scratch = wfs_scratch_open(&d->scratches, wfs_file_ino(h->file));
 }
 
 /* The caller's; the directory's group where it says so. */
@@ -272,11 +258,11 @@ static struct wfs_new new_file(fuse_req_t req, mode_t mode)
 	return wfs_new_for(req, (mode & 07777) | S_IFREG);
 }
 
-static int make_to_write(fuse_req_t req, const struct wfs_view_node *node, int flags, uint64_t *ret)
+static int make_to_write(
+	fuse_req_t req, const struct wfs_view_key *key, mode_t mode, int flags, uint64_t *ret)
 {
-	const struct wfs_view_key *key = &node->key;
 	struct wfs_model_name name = {key->ino, key->variant, key->name, key->name_len};
-	struct wfs_new new = new_file(req, node->st.st_mode);
+	struct wfs_new new = new_file(req, mode);
 	struct wfs_driver *d = wfs_driver_of(req);
 	struct wfs_gone gone = {.inos = NULL};
 	struct wfs_attr a;
@@ -292,24 +278,51 @@ static int make_to_write(fuse_req_t req, const struct wfs_view_node *node, int f
 	return err;
 }
 
-int wfs_view_open_to_write(fuse_req_t req, const struct wfs_view_node *node, int flags)
+int wfs_view_open_to_write(fuse_req_t req, const struct wfs_view_key *key, mode_t mode, int flags)
 {
 	struct wfs_driver *d = wfs_driver_of(req);
 	char name[NAME_MAX + 1];
-	uint64_t ino, replaced = 0;
+	uint64_t ino;
 	int err;
 
 	if (wfs_store_is_read_only(d->store))
 		return -EROFS;
-	if (!wfs_view_encode(node->key.name, node->key.name_len, node->key.form, name))
+	if (!wfs_view_encode(key->name, key->name_len, key->form, name))
 		return -ENAMETOOLONG;
-	err = make_to_write(req, node, flags, &ino);
-	if (!err)
-		err = wfs_scratch_add(&d->scratches, node->key.ino, node->key.variant, name, ino, 0,
-			COMES_MS, &replaced);
-	if (replaced)
-		wfs_inode_gone(d, replaced);
+	err = make_to_write(req, key, mode, flags, &ino);
+	if (!err) {
+		err = wfs_scratch_add_over(&d->scratches, key->ino, key->variant, name, ino,
+			fuse_req_ctx(req)->pid, COMES_MS);
+		if (err)
+			wfs_inode_gone(d, ino);
+	}
 	return err ? err : -ESTALE; /* the kernel looks once more, and finds the new file */
+}
+
+int wfs_view_open_put(fuse_req_t req, uint64_t ino, int flags)
+{
+	struct wfs_driver *d = wfs_driver_of(req);
+	WFS_AUTO_FREE char *strings = NULL;
+	struct wfs_view_key key = {.kind = WFS_VIEW_TENSOR};
+	struct wfs_model_name of;
+	struct wfs_attr a;
+	int found;
+
+	if (flags >= 0 && (flags & O_ACCMODE) == O_RDONLY && !(flags & O_TRUNC))
+		return 0;
+	found = wfs_model_pending_file(d->store, ino, &of, &key.form, &strings);
+	if (found <= 0)
+		return found;
+	if (flags < 0)
+		return -EPERM;
+	found = wfs_name_getattr(d->store, ino, &a);
+	if (found)
+		return found;
+	key.ino = of.dir;
+	key.variant = of.variant;
+	key.name = of.tensor;
+	key.name_len = of.tensor_len;
+	return wfs_view_open_to_write(req, &key, a.mode, flags);
 }
 
 /* ---- making ---- */
@@ -319,15 +332,11 @@ static int create(fuse_req_t req, const struct wfs_view_key *key, const char *na
 {
 	struct wfs_driver *d = wfs_driver_of(req);
 	struct wfs_new new = new_file(req, mode);
-	uint64_t replaced = 0;
 	int err = wfs_name_create_unnamed(d->store, key->ino, &new, ret);
 
 	if (err)
 		return err;
-	err = wfs_scratch_add(
-		&d->scratches, key->ino, key->variant, name, ret->ino, 1, 0, &replaced);
-	if (replaced)
-		wfs_inode_gone(d, replaced);
+	err = wfs_scratch_add(&d->scratches, key->ino, key->variant, name, ret->ino);
 	if (!err) {
 		err = wfs_handle_new(d, ret->ino, flags, ret_handle);
 		if (err)
@@ -389,7 +398,7 @@ void wfs_view_op_unlink(fuse_req_t req, fuse_ino_t parent, const char *name)
 	bool had = false;
 	int err = !node ? -ESTALE : node->key.kind != WFS_VIEW_TENSORS ? -EROFS : 0;
 
-	if (!err && wfs_scratch_find(&d->scratches, node->key.ino, node->key.variant, name, &ino)) {
+	if (!err && wfs_scratch_find(&d->scratches, node->key.ino, node->key.variant, name, 0, &ino)) {
 		had = true;
 		wfs_scratch_remove(&d->scratches, ino);
 		wfs_inode_gone(d, ino);
@@ -493,10 +502,10 @@ void wfs_view_op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fus
 	else if (flags & ~(unsigned)RENAME_NOREPLACE)
 		err = -EINVAL;
 	if (!err && flags & RENAME_NOREPLACE &&
-		wfs_view_find(d, &to->key, newname, &there) != -ENOENT)
+		wfs_view_find(d, &to->key, newname, 0, &there) != -ENOENT)
 		err = -EEXIST;
 	wfs_view_child_release(&there);
-	if (!err && wfs_scratch_find(&d->scratches, from->key.ino, from->key.variant, name, &ino))
+	if (!err && wfs_scratch_find(&d->scratches, from->key.ino, from->key.variant, name, 0, &ino))
 		err = rename_scratch(d, ino, &to->key, newname);
 	else if (!err)
 		err = rename_tensor(req, &from->key, name, &to->key, newname);

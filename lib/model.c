@@ -15,6 +15,7 @@
 #define ENTRIES_AT_ONCE 512
 #define MODELS_KEPT 16
 #define TICKS_KEPT 20	/* calls of wfs_model_tidy for which an unused model is kept */
+#define TICKS_REPLACED 4 /* for which one is kept that is not so any more */
 #define TICKS_CHANGED 5 /* what a call counts for where the store has changed since */
 
 /* A file that may be one of the model's: what it was when it was looked at. */
@@ -538,6 +539,8 @@ struct wfs_models {
 	pthread_mutex_t lock; /* a few instructions; nothing else is taken under it */
 	uint64_t uses;
 	struct kept kept[MODELS_KEPT];
+	struct kept replaced[MODELS_KEPT]; /* not so any more, but somebody may just be on his way to one */
+	size_t next_replaced;
 };
 
 static uint64_t next_serial(struct wfs_store *s)
@@ -625,8 +628,10 @@ void wfs_models_free(struct wfs_models *models)
 {
 	if (!models)
 		return;
-	for (size_t i = 0; i < WFS_ARRAY_SIZE(models->kept); i++)
+	for (size_t i = 0; i < MODELS_KEPT; i++) {
 		wfs_model_unref(models->kept[i].model);
+		wfs_model_unref(models->replaced[i].model);
+	}
 	pthread_mutex_destroy(&models->lock);
 	free(models);
 }
@@ -710,7 +715,10 @@ static void keep(struct wfs_models *models, struct wfs_model *m, uint64_t commit
 				kept = &models->kept[i];
 	}
 	if (kept->model != m) {
-		old = kept->model;
+		struct kept *place = &models->replaced[models->next_replaced++ % MODELS_KEPT];
+
+		old = place->model;
+		*place = (struct kept){ .model = kept->model };
 		kept->model = wfs_model_ref(m);
 	}
 	kept->commits = commits;
@@ -769,6 +777,14 @@ static struct wfs_model *take_idle(struct wfs_models *models)
 			*kept = (struct kept){.model = NULL};
 		}
 	}
+	for (size_t i = 0; i < MODELS_KEPT && !m; i++) {
+		struct kept *place = &models->replaced[i];
+
+		if (place->model && place->idle >= TICKS_REPLACED) {
+			m = place->model;
+			*place = (struct kept){ .model = NULL };
+		}
+	}
 	pthread_mutex_unlock(&models->lock);
 	return m;
 }
@@ -781,8 +797,28 @@ static void count_idle(struct wfs_models *models, uint64_t commits)
 
 		/* Something was changed since: perhaps this. It is soon read again. */
 		kept->idle += kept->commits != commits ? TICKS_CHANGED : 1;
+		models->replaced[i].idle++;
 	}
 	pthread_mutex_unlock(&models->lock);
+}
+
+int wfs_model_get_serial(struct wfs_store *s, uint64_t serial, struct wfs_model **ret)
+{
+	struct wfs_models *models = s->models;
+	struct wfs_model *found = NULL;
+
+	pthread_mutex_lock(&models->lock);
+	for (size_t i = 0; i < MODELS_KEPT && !found; i++) {
+		struct wfs_model *kept = models->kept[i].model, *old = models->replaced[i].model;
+
+		if (kept && kept->serial == serial)
+			found = wfs_model_ref(kept);
+		else if (old && old->serial == serial)
+			found = wfs_model_ref(old);
+	}
+	pthread_mutex_unlock(&models->lock);
+	*ret = found;
+	return found != NULL;
 }
 
 void wfs_model_tidy(struct wfs_store *s)

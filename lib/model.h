@@ -77,6 +77,11 @@ struct wfs_model {
  */
 int wfs_model_get(
 	struct wfs_store *s, uint64_t dir, const char *variant, struct wfs_model **ret);
+/*
+ * The model of this serial, with a reference, if it is kept: also one that has been replaced less
+ * than a second ago, for who has found something in it and opens it now. 1, 0.
+ */
+int wfs_model_get_serial(struct wfs_store *s, uint64_t serial, struct wfs_model **ret);
 struct wfs_model *wfs_model_ref(struct wfs_model *m);
 void wfs_model_unref(struct wfs_model *m); /* NULL is allowed */
 

@@ -77,7 +77,7 @@ static int parse_shape(const char *text, uint64_t **ret, uint32_t *ret_ndim)
 	return err;
 }
 
-/* The object behind the header of the file that was put. */
+/* The object behind the header of the file that was put. -EAGAIN: its bytes are others by now. */
 static int object_of_file(struct wfs_settling *t, const struct wfs_settle_row *r, uint64_t *ret)
 {
 	WFS_AUTO_FREE uint64_t *ids = NULL;
@@ -90,7 +90,8 @@ static int object_of_file(struct wfs_settling *t, const struct wfs_settle_row *r
 	if (found <= 0)
 		return found ? found : -EUCLEAN;
 	if (!a.manifest)
-		return -EAGAIN; /* it was written again since it was sealed */
+		return -EAGAIN; /* it is written again by who put it: it waits until he closes it
+				   once more */
 	found = wfs_manifest_ids(&t->store->db, a.manifest, &ids, &n);
 	if (found)
 		return found;
@@ -124,6 +125,13 @@ static int part_of_row(
 		return found ? found : -EUCLEAN;
 	found = r->length ? object_of_file(t, r, &ret->object) : 0;
 	return found ? found : parse_shape(r->shape, &ret->shape, &ret->ndim);
+}
+
+static void release_part(struct wfs_settle_part *part)
+{
+	free(part->name);
+	free(part->shape);
+	*part = (struct wfs_settle_part){.name = NULL};
 }
 
 static int add_part(struct wfs_settling *t, int err, const struct wfs_settle_part *part)
@@ -173,9 +181,14 @@ static int merge(struct wfs_settling *t, struct wfs_settle_row **by_name, size_t
 				continue;
 			err = part_of_row(t, r, &part);
 			part.shard = shard;
-		} else {
-			err = part_of_model(t, i, ids, &part);
 		}
+		if (err == -EAGAIN) {
+			release_part(&part);
+			r->waits = true;
+			err = 0;
+		}
+		if (!err && (!r || r->waits))
+			err = part_of_model(t, i, ids, &part);
 		err = add_part(t, err, &part);
 	}
 	free(ids);
@@ -187,13 +200,19 @@ static int add_new(struct wfs_settling *t)
 	int err = 0;
 
 	for (size_t i = 0; i < t->rows.n && !err; i++) {
-		const struct wfs_settle_row *r = &t->rows.list[i];
+		struct wfs_settle_row *r = &t->rows.list[i];
 		struct wfs_settle_part part = {.name = NULL};
 		size_t have;
 
 		if (!r->ino || r->waits || wfs_model_find(t->m, r->name, r->name_len, &have))
 			continue;
 		err = part_of_row(t, r, &part);
+		if (err == -EAGAIN) {
+			release_part(&part);
+			r->waits = true;
+			err = 0;
+			continue;
+		}
 		err = add_part(t, err, &part);
 	}
 	return err;

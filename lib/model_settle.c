@@ -114,12 +114,12 @@ static void sleep_ms(long ms)
 }
 
 /* 0: sealed; 1: it is still written; -errno. */
-static int seal_file(struct wfs_store *s, uint64_t ino)
+static int seal_file(struct wfs_store *s, uint64_t ino, int *waited)
 {
-	int waited = 0, ret;
+	int ret;
 
 	while ((ret = wfs_seal(s, ino, NULL)) == -EBUSY || ret == -ETXTBSY) {
-		if (is_written(s, ino) && ++waited > BUSY_MS)
+		if (is_written(s, ino) && ++*waited > BUSY_MS)
 			return 1;
 		sleep_ms(1);
 	}
@@ -144,9 +144,11 @@ static int seal_small_files(struct wfs_store *s, const struct wfs_settle_rows *r
 
 static int seal_files(struct wfs_store *s, struct wfs_settle_rows *rows)
 {
+	int waited = 0; /* for all of them together, ms */
+
 	seal_small_files(s, rows);
 	for (size_t i = 0; i < rows->n; i++) {
-		int ret = rows->list[i].ino ? seal_file(s, rows->list[i].ino) : 0;
+		int ret = rows->list[i].ino ? seal_file(s, rows->list[i].ino, &waited) : 0;
 
 		if (ret < 0)
 			return ret;

@@ -664,13 +664,14 @@ static int finish(struct wfs_store *s)
 
 int wfs_store_close(struct wfs_store *s)
 {
-	int ret = s->db.read_only ? 0 : finish(s);
+	int ret;
 
+	wfs_models_free(s->models); /* what they refer to could not be given back */
+	s->models = NULL;
+	ret = s->db.read_only ? 0 : finish(s);
 	if (ret)
 		wfs_store_log(s, "closing the store: %s; it recovers at the next mount",
 			strerror(-ret));
-	wfs_models_free(s->models);
-	s->models = NULL;
 	wfs_datafiles_release(&s->datafiles);
 	wfs_db_close(&s->db);
 	free_store(s);
