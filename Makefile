@@ -148,16 +148,16 @@ INCLUDE := $(DESTDIR)$(INCLUDEDIR)/weightfs
 PC := $(DESTDIR)$(LIBDIR)/pkgconfig/weightfs.pc
 
 install: all ## install the command, the library and its headers into DESTDIR/PREFIX
-	install -d '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(PREFIX)/share/man/man1' '$(INCLUDE)/lib' '$(dir $(PC))'
+	install -d '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(PREFIX)/share/man/man1' '$(INCLUDE)/lib' \
+		'$(DESTDIR)$(LIBDIR)/pkgconfig'
 	install -m 755 '$(BUILD)/weightfs' '$(DESTDIR)$(PREFIX)/bin/weightfs'
 	install -m 644 docs/man/weightfs.1 '$(DESTDIR)$(PREFIX)/share/man/man1/weightfs.1'
 	install -m 644 '$(LIB)' '$(DESTDIR)$(LIBDIR)/libweightfs.a'
 	install -m 644 lib/weightfs.h '$(INCLUDE)/weightfs.h'
 	install -m 644 $(PUBLIC_HEADERS) '$(INCLUDE)/lib'
-	printf '%s\n' 'prefix=$(PREFIX)' \
-		'libdir=$(patsubst $(PREFIX)/%,$${prefix}/%,$(LIBDIR))' \
-		'includedir=$(patsubst $(PREFIX)/%,$${prefix}/%,$(INCLUDEDIR))' '' \
-		'Name: weightfs' 'Description: Formats of model files: safetensors, npy, shards and their index' \
+	printf '%s\n' 'prefix=$(PREFIX)' 'libdir=$(LIBDIR:$(PREFIX)/%=$${prefix}/%)' \
+		'includedir=$(INCLUDEDIR:$(PREFIX)/%=$${prefix}/%)' '' \
+		'Name: weightfs' 'Description: Formats of model files: safetensors, npy, index of shards' \
 		'Version: $(VERSION)' 'Requires: jansson libxxhash' \
 		'Cflags: -I$${includedir} -I$${includedir}/weightfs' \
 		'Libs: -L$${libdir} -lweightfs' >'$(PC)'
@@ -167,7 +167,7 @@ uninstall: ## remove what install has put there
 	rm -f '$(DESTDIR)$(PREFIX)/bin/weightfs' '$(DESTDIR)$(PREFIX)/share/man/man1/weightfs.1' \
 		'$(DESTDIR)$(LIBDIR)/libweightfs.a' '$(PC)' '$(INCLUDE)/weightfs.h' \
 		$(PUBLIC_HEADERS:%='$(INCLUDE)/%')
-	[ ! -d '$(INCLUDE)' ] || rmdir '$(INCLUDE)/lib' '$(INCLUDE)'
+	rmdir '$(INCLUDE)/lib' '$(INCLUDE)' 2>/dev/null || :
 
 clean: ## remove what was built (the Python environment stays)
 	@sh tools/demo.sh stop

@@ -123,6 +123,29 @@ bool wfs_inodes_set_gone(struct wfs_inodes *t, uint64_t ino, bool gone)
 	return !node && gone;
 }
 
+void wfs_inodes_set_tensor(struct wfs_inodes *t, uint64_t ino)
+{
+	struct wfs_inode_node *node;
+
+	pthread_mutex_lock(&t->lock);
+	node = *slot_of(t, ino);
+	if (node)
+		node->tensor = true;
+	pthread_mutex_unlock(&t->lock);
+}
+
+bool wfs_inodes_is_tensor(struct wfs_inodes *t, uint64_t ino)
+{
+	const struct wfs_inode_node *node;
+	bool tensor;
+
+	pthread_mutex_lock(&t->lock);
+	node = *slot_of(t, ino);
+	tensor = node && node->tensor;
+	pthread_mutex_unlock(&t->lock);
+	return tensor;
+}
+
 void wfs_inodes_set_stale(struct wfs_inodes *t, uint64_t ino)
 {
 	struct wfs_inode_node *node;

@@ -19,6 +19,7 @@ struct wfs_inode_node {
 	uint64_t ino;
 	uint64_t nlookup; /* > 0 */
 	bool gone;        /* its last name was removed */
+	bool tensor;      /* it is, or was, written under a name of .tensors: fs/scratch.h */
 	bool stale;       /* the kernel's cached pages are not what the file holds */
 	struct wfs_inode_node *next;
 };
@@ -37,6 +38,8 @@ void wfs_inodes_release(struct wfs_inodes *t);
 int wfs_inodes_lookup(struct wfs_inodes *t, uint64_t ino);
 /* Take n counts back. True if the inode is gone and nobody knows it any more. */
 bool wfs_inodes_forget(struct wfs_inodes *t, uint64_t ino, uint64_t n);
+void wfs_inodes_set_tensor(struct wfs_inodes *t, uint64_t ino);
+bool wfs_inodes_is_tensor(struct wfs_inodes *t, uint64_t ino);
 /* Its bytes were, or may be, changed past the kernel's page cache of it. */
 void wfs_inodes_set_stale(struct wfs_inodes *t, uint64_t ino);
 /* Were they, since the last call? */

@@ -203,6 +203,18 @@ int wfs_scratch_place(struct wfs_scratches *t, uint64_t ino, uint64_t *ret_dir, 
 	return found;
 }
 
+bool wfs_scratch_is_open(struct wfs_scratches *t, uint64_t ino)
+{
+	const struct wfs_scratch *s;
+	bool is_open;
+
+	pthread_mutex_lock(&t->lock);
+	s = *slot_of_ino(t, ino);
+	is_open = s && !s->put;
+	pthread_mutex_unlock(&t->lock);
+	return is_open;
+}
+
 bool wfs_scratch_is_put(struct wfs_scratches *t, uint64_t ino)
 {
 	const struct wfs_scratch *s;

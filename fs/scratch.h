@@ -57,6 +57,8 @@ bool wfs_scratch_open(struct wfs_scratches *t, uint64_t ino);
  */
 int wfs_scratch_place(struct wfs_scratches *t, uint64_t ino, uint64_t *ret_dir, char **ret_variant,
 	char **ret_name);
+/* Is it being written, or about to be, and not put yet? */
+bool wfs_scratch_is_open(struct wfs_scratches *t, uint64_t ino);
 bool wfs_scratch_is_put(struct wfs_scratches *t, uint64_t ino);
 void wfs_scratch_set_put(struct wfs_scratches *t, uint64_t ino);
 /* A handle fewer. `is_tensor`: its name is a tensor's. True: its entry has ended and it was not

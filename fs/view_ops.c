@@ -66,6 +66,7 @@ void wfs_view_reply_real(fuse_req_t req, const struct wfs_attr *a)
 		fuse_reply_err(req, -err);
 		return;
 	}
+	wfs_inodes_set_tensor(&d->inodes, a->ino);
 	wfs_fill_entry(d, a, &e);
 	e.entry_timeout = 0;
 	e.attr.st_nlink = 1; /* what has no name in the store has one here */
@@ -394,19 +395,24 @@ static int tensor_xattr(const struct wfs_model *m, size_t i, const char *name, c
 	return err ? err : *ret ? 0 : -ENOMEM;
 }
 
-/* What was last refused there; or what was left out of the model, where that is so. */
+/* What was left out of the model, and what was last refused there. */
 static int directory_xattr(
 	struct wfs_driver *d, const struct wfs_model *m, const char *name, char **ret)
 {
+	WFS_AUTO_FREE char *refused = NULL;
 	int err;
 
 	if (strcmp(name, "error") != 0)
 		return -ENODATA;
-	err = wfs_view_error(d, m->dir, m->variant, ret);
-	if (err != -ENODATA || !m->left_out[0])
+	err = wfs_view_error(d, m->dir, m->variant, &refused);
+	if (err && err != -ENODATA)
 		return err;
-	*ret = strdup(m->left_out);
-	return *ret ? 0 : -ENOMEM;
+	if (!refused && !m->left_out[0])
+		return -ENODATA;
+	return asprintf(ret, "%s%s%s", m->left_out, m->left_out[0] && refused ? "\n" : "",
+		       refused ? refused : "") < 0
+		       ? -ENOMEM
+		       : 0;
 }
 
 static int get_xattr(

@@ -308,11 +308,15 @@ int wfs_view_open_put(fuse_req_t req, uint64_t ino, int flags)
 	struct wfs_attr a;
 	int found;
 
-	if (flags >= 0 && (flags & O_ACCMODE) == O_RDONLY && !(flags & O_TRUNC))
+	if ((flags >= 0 && (flags & O_ACCMODE) == O_RDONLY && !(flags & O_TRUNC)) ||
+		!wfs_inodes_is_tensor(&d->inodes, ino) || wfs_scratch_is_open(&d->scratches, ino))
 		return 0;
 	found = wfs_model_pending_file(d->store, ino, &of, &key.form, &strings);
-	if (found <= 0)
+	if (found < 0)
 		return found;
+	/* It has come into a shard, or was replaced, since it was looked up. */
+	if (!found)
+		return -ESTALE;
 	if (flags < 0)
 		return -EPERM;
 	found = wfs_name_getattr(d->store, ino, &a);
@@ -348,6 +352,8 @@ static int create(fuse_req_t req, const struct wfs_view_key *key, const char *na
 		err = wfs_inodes_lookup(&d->inodes, ret->ino);
 		if (err)
 			wfs_handle_free(d, *ret_handle);
+		else
+			wfs_inodes_set_tensor(&d->inodes, ret->ino);
 	}
 	if (err)
 		wfs_inode_gone(d, ret->ino);

@@ -12,154 +12,11 @@
 #include "lib/shard_name.h"
 #include "lib/store_priv.h"
 
-#define ENTRIES_AT_ONCE 512
 #define MODELS_KEPT 16
+#define MOST_LOOKS 20 /* at a directory whose shards are replaced meanwhile */
 #define TICKS_KEPT 20	/* calls of wfs_model_tidy for which an unused model is kept */
 #define TICKS_REPLACED 4 /* for which one is kept that is not so any more */
 #define TICKS_CHANGED 5 /* what a call counts for where the store has changed since */
-
-/* A file that may be one of the model's: what it was when it was looked at. */
-struct wfs_model_file {
-	struct wfs_shard_name parsed;
-	char *name;
-	struct wfs_attr attr;
-};
-
-/* ---- what there is in the directory ---- */
-
-struct scan {
-	struct wfs_store *store;
-	uint64_t dir;
-	const char *variant;
-	struct wfs_model_file *files;
-	size_t n, room;
-	uint64_t last;
-	size_t seen;
-};
-
-static bool is_same_text(const char *a, const char *b)
-{
-	return a && b ? strcmp(a, b) == 0 : a == b;
-}
-
-static int add_file(struct scan *scan, const char *name, const struct wfs_attr *attr,
-	const struct wfs_shard_name *parsed)
-{
-	struct wfs_model_file *f;
-
-	if (scan->n == scan->room) {
-		size_t room = scan->room ? 2 * scan->room : 16;
-		struct wfs_model_file *grown = reallocarray(scan->files, room, sizeof(*grown));
-
-		if (!grown)
-			return -ENOMEM;
-		scan->files = grown;
-		scan->room = room;
-	}
-	f = &scan->files[scan->n];
-	*f = (struct wfs_model_file){.parsed = *parsed, .name = strdup(name), .attr = *attr};
-	if (!f->name)
-		return -ENOMEM;
-	scan->n++;
-	return 0;
-}
-
-static int scan_entry(void *ctx, const struct wfs_dirent *entry)
-{
-	struct scan *scan = ctx;
-	struct wfs_shard_name parsed;
-	struct wfs_attr target;
-
-	scan->last = entry->id;
-	scan->seen++;
-	if (!wfs_shard_name_parse(entry->name, &parsed) ||
-		!is_same_text(parsed.has_variant ? parsed.variant : NULL, scan->variant))
-		return 0;
-	if (S_ISREG(entry->mode))
-		return add_file(scan, entry->name, &entry->attr, &parsed);
-	/* A cache of the Hugging Face hub has links to its blobs. */
-	if (S_ISLNK(entry->mode) &&
-		wfs_name_follow(scan->store, scan->dir, entry->name, &target) == 0 &&
-		S_ISREG(target.mode))
-		return add_file(scan, entry->name, &target, &parsed);
-	return 0;
-}
-
-/* The whole before its parts, and these by number; the index last. */
-static int compare_files(const void *a, const void *b)
-{
-	const struct wfs_model_file *x = a, *y = b;
-
-	if (x->parsed.is_index != y->parsed.is_index)
-		return x->parsed.is_index - y->parsed.is_index;
-	if (x->parsed.count != y->parsed.count)
-		return x->parsed.count < y->parsed.count ? -1 : 1;
-	if (x->parsed.number != y->parsed.number)
-		return x->parsed.number < y->parsed.number ? -1 : 1;
-	return strcmp(x->name, y->name);
-}
-
-static void free_files(struct wfs_model_file *files, size_t n)
-{
-	for (size_t i = 0; i < n; i++)
-		free(files[i].name);
-	free(files);
-}
-
-static int scan_directory(struct wfs_store *s, uint64_t dir, const char *variant, struct scan *ret)
-{
-	struct scan scan = {.store = s, .dir = dir, .variant = variant};
-	int err;
-
-	do {
-		scan.seen = 0;
-		err = wfs_name_readdir(s, dir, scan.last, ENTRIES_AT_ONCE, true, scan_entry, &scan);
-	} while (err == 0 && scan.seen == ENTRIES_AT_ONCE);
-	if (err) {
-		free_files(scan.files, scan.n);
-		return err;
-	}
-	if (scan.n)
-		qsort(scan.files, scan.n, sizeof(*scan.files), compare_files);
-	*ret = scan;
-	return 0;
-}
-
-static bool has_base(const struct scan *scan, const char *base)
-{
-	for (size_t i = 0; i < scan->n; i++)
-		if (strcmp(scan->files[i].parsed.base, base) == 0)
-			return true;
-	return false;
-}
-
-/* NULL: there are several, and none of them is usual. */
-static const char *choose_base(const struct scan *scan)
-{
-	static const char *const usual[] = {"model", "diffusion_pytorch_model", "adapter_model"};
-
-	for (size_t i = 0; i < WFS_ARRAY_SIZE(usual); i++)
-		if (has_base(scan, usual[i]))
-			return usual[i];
-	for (size_t i = 1; i < scan->n; i++)
-		if (strcmp(scan->files[i].parsed.base, scan->files[0].parsed.base) != 0)
-			return NULL;
-	return scan->n ? scan->files[0].parsed.base : "model";
-}
-
-/* Those of other bases go. */
-static void keep_base(struct scan *scan, const char *base)
-{
-	size_t kept = 0;
-
-	for (size_t i = 0; i < scan->n; i++) {
-		if (base && strcmp(scan->files[i].parsed.base, base) == 0)
-			scan->files[kept++] = scan->files[i];
-		else
-			free(scan->files[i].name);
-	}
-	scan->n = kept;
-}
 
 /* ---- reading ---- */
 
@@ -195,7 +52,9 @@ static int read_shard(
 
 	if (!err)
 		err = wfs_content_header(shard->content, &shard->header, &shard->st, &why);
-	if (err == -EIO || err == -ENOENT) {
+	if (err == -ENOENT)
+		return -EAGAIN; /* it was replaced since the directory was looked at */
+	if (err == -EIO) {
 		leave_out(m, file->name, "it cannot be read");
 		return 0;
 	}
@@ -229,8 +88,9 @@ static int read_index(struct wfs_model *m, const struct wfs_model_file *file, st
 	uint64_t size;
 	ssize_t n = content_of(m, file->attr.ino, &c);
 
-	if (n == 0)
-		n = wfs_content_size(c, &size);
+	if (n)
+		return n == -ENOENT ? -EAGAIN : (int)n;
+	n = wfs_content_size(c, &size);
 	if (n == 0 && size > WFS_SHARD_INDEX_MAX_TEXT)
 		n = wfs_err_set(err, -EBADMSG, "index-too-large", WFS_NO_OFFSET,
 			"%s has more than %llu bytes", file->name,
@@ -272,7 +132,7 @@ static int named_shards(const struct wfs_model *m, const char ***ret, size_t *re
 }
 
 /* Of the files, those that are named; the others go. */
-static void keep_named(struct scan *scan, const char **names, size_t n)
+static void keep_named(struct wfs_scan *scan, const char **names, size_t n)
 {
 	size_t kept = 0;
 
@@ -287,7 +147,7 @@ static void keep_named(struct scan *scan, const char **names, size_t n)
 	scan->n = kept;
 }
 
-static bool is_any_named(const struct scan *scan, const char **names, size_t n)
+static bool is_any_named(const struct wfs_scan *scan, const char **names, size_t n)
 {
 	for (size_t i = 0; i < scan->n; i++) {
 		const char *name = scan->files[i].name;
@@ -302,7 +162,7 @@ static bool is_any_named(const struct scan *scan, const char **names, size_t n)
  * An index all of whose shards are gone says nothing (transformers leaves one beside
  * model.safetensors). The shards that it names may have any name, and then are not in the scan.
  */
-static int follow_index(struct wfs_model *m, struct scan *scan)
+static int follow_index(struct wfs_model *m, struct wfs_scan *scan)
 {
 	WFS_AUTO_FREE const char **names = NULL;
 	size_t n;
@@ -320,7 +180,7 @@ static int follow_index(struct wfs_model *m, struct scan *scan)
 			m->may_change = true; /* it may come, and no scan would show it */
 			err = 0;
 		} else if (!err && S_ISREG(a.mode)) {
-			err = add_file(scan, names[i], &a, &parsed);
+			err = wfs_scan_add(scan, names[i], &a, &parsed);
 		}
 	}
 	if (err)
@@ -334,7 +194,7 @@ static int follow_index(struct wfs_model *m, struct scan *scan)
 	return 0;
 }
 
-static int read_shards(struct wfs_model *m, const struct scan *scan)
+static int read_shards(struct wfs_model *m, const struct wfs_scan *scan)
 {
 	m->shards = calloc(scan->n + 1, sizeof(*m->shards));
 	if (!m->shards)
@@ -519,7 +379,7 @@ void wfs_model_unref(struct wfs_model *m)
 	free(m->by_name);
 	if (m->has_index)
 		wfs_shard_index_release(&m->index);
-	free_files(m->files, m->n_files);
+	wfs_model_files_free(m->files, m->n_files);
 	wfs_cuts_free(m->cuts);
 	pthread_mutex_destroy(&m->cut_lock);
 	free(m->variant);
@@ -568,7 +428,7 @@ static struct wfs_model *new_model(struct wfs_store *s, uint64_t dir, const char
 
 /* What was looked at is the model's, to be compared later. Shards under other names than usual are
  * in it, too. */
-static int keep_files(struct wfs_model *m, const struct scan *scan)
+static int keep_files(struct wfs_model *m, const struct wfs_scan *scan)
 {
 	m->files = calloc(scan->n + 1, sizeof(*m->files));
 	if (!m->files)
@@ -583,10 +443,10 @@ static int keep_files(struct wfs_model *m, const struct scan *scan)
 	return 0;
 }
 
-static int load(struct wfs_model *m, struct scan *scan)
+static int load(struct wfs_model *m, struct wfs_scan *scan)
 {
 	struct wfs_err why = WFS_ERR_INIT;
-	const char *base = choose_base(scan);
+	const char *base = wfs_scan_base(scan);
 	int ret = keep_files(m, scan);
 
 	if (ret)
@@ -596,7 +456,7 @@ static int load(struct wfs_model *m, struct scan *scan)
 	m->base = strdup(base ? base : "model");
 	if (!m->base)
 		return -ENOMEM;
-	keep_base(scan, base ? m->base : NULL);
+	wfs_scan_keep_base(scan, base ? m->base : NULL);
 	if (scan->n && scan->files[scan->n - 1].parsed.is_index) {
 		ret = read_index(m, &scan->files[--scan->n], &why);
 		/* One that is being written, perhaps. */
@@ -658,7 +518,7 @@ static bool is_same_shard(const struct wfs_model *m, const struct wfs_model_shar
 	       a.ino == shard->attr.ino && a.manifest == shard->attr.manifest && !a.data_file;
 }
 
-static bool is_same_scan(const struct wfs_model *m, const struct scan *scan)
+static bool is_same_scan(const struct wfs_model *m, const struct wfs_scan *scan)
 {
 	if (m->may_change || m->n_files != scan->n)
 		return false;
@@ -677,7 +537,7 @@ static struct kept *find_kept(struct wfs_models *models, uint64_t dir, const cha
 	for (size_t i = 0; i < WFS_ARRAY_SIZE(models->kept); i++) {
 		struct wfs_model *m = models->kept[i].model;
 
-		if (m && m->dir == dir && is_same_text(m->variant, variant))
+		if (m && m->dir == dir && wfs_is_same_text(m->variant, variant))
 			return &models->kept[i];
 	}
 	return NULL;
@@ -728,36 +588,49 @@ static void keep(struct wfs_models *models, struct wfs_model *m, uint64_t commit
 	wfs_model_unref(old);
 }
 
+/* Look at the directory; `m` (taken over) is what it had when it was last looked at, or NULL. */
+static int look(struct wfs_store *s, uint64_t dir, const char *variant, struct wfs_model *m,
+	struct wfs_model **ret)
+{
+	struct wfs_scan scan;
+	int err = wfs_scan_directory(s, dir, variant, &scan);
+
+	if (err) {
+		wfs_model_unref(m);
+		return err;
+	}
+	if (!m || !is_same_scan(m, &scan)) {
+		wfs_model_unref(m);
+		m = new_model(s, dir, variant);
+		err = m ? load(m, &scan) : -ENOMEM;
+	}
+	wfs_model_files_free(scan.files, scan.n);
+	if (err)
+		wfs_model_unref(m);
+	else
+		*ret = m;
+	return err;
+}
+
 int wfs_model_get(
 	struct wfs_store *s, uint64_t dir, const char *variant, struct wfs_model **ret)
 {
 	uint64_t commits = wfs_store_commits(s), seen = 0;
 	struct wfs_model *m = take_kept(s->models, dir, variant, &seen);
-	struct scan scan;
-	int e;
+	int err = -EAGAIN;
 
 	/* A shard that gets a writer is committed to be dirty. */
 	if (m && seen == commits && !m->may_change) {
 		*ret = m;
 		return 0;
 	}
-	e = scan_directory(s, dir, variant, &scan);
-	if (e) {
-		wfs_model_unref(m);
-		return e;
+	for (unsigned tries = 0; err == -EAGAIN && tries < MOST_LOOKS; tries++) {
+		commits = wfs_store_commits(s);
+		err = look(s, dir, variant, tries ? NULL : m, ret);
 	}
-	if (!m || !is_same_scan(m, &scan)) {
-		wfs_model_unref(m);
-		m = new_model(s, dir, variant);
-		e = m ? load(m, &scan) : -ENOMEM;
-	}
-	free_files(scan.files, scan.n);
-	if (e) {
-		wfs_model_unref(m);
-		return e;
-	}
-	keep(s->models, m, commits);
-	*ret = m;
+	if (err)
+		return err == -EAGAIN ? -EBUSY : err;
+	keep(s->models, *ret, commits);
 	return 0;
 }
 

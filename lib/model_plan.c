@@ -77,7 +77,10 @@ static int parse_shape(const char *text, uint64_t **ret, uint32_t *ret_ndim)
 	return err;
 }
 
-/* The object behind the header of the file that was put. -EAGAIN: its bytes are others by now. */
+/*
+ * The object behind the header of the file that was put. -EAGAIN: it is written again; -ESTALE: its
+ * bytes are not those that were put, and nobody is at it.
+ */
 static int object_of_file(struct wfs_settling *t, const struct wfs_settle_row *r, uint64_t *ret)
 {
 	WFS_AUTO_FREE uint64_t *ids = NULL;
@@ -90,20 +93,19 @@ static int object_of_file(struct wfs_settling *t, const struct wfs_settle_row *r
 	if (found <= 0)
 		return found ? found : -EUCLEAN;
 	if (!a.manifest)
-		return -EAGAIN; /* it is written again by who put it: it waits until he closes it
-				   once more */
+		return -EAGAIN;
 	found = wfs_manifest_ids(&t->store->db, a.manifest, &ids, &n);
 	if (found)
 		return found;
 	if (n != 2)
-		return -EAGAIN;
+		return -ESTALE;
 	found = wfs_db_first(&t->store->db, WFS_Q_OBJECT_GET, &stmt, "i", ids[1]);
 	if (found > 0) {
 		length = (uint64_t)sqlite3_column_int64(stmt, 2);
 		wfs_db_done(stmt);
 	}
 	*ret = ids[1];
-	return found < 0 ? found : length == r->length ? 0 : -EAGAIN;
+	return found < 0 ? found : length == r->length ? 0 : -ESTALE;
 }
 
 static int part_of_row(
@@ -132,6 +134,19 @@ static void release_part(struct wfs_settle_part *part)
 	free(part->name);
 	free(part->shape);
 	*part = (struct wfs_settle_part){.name = NULL};
+}
+
+/* As part_of_row; where it cannot be had now the row says so, and *ret is empty. */
+static int try_row(struct wfs_settling *t, struct wfs_settle_row *r, struct wfs_settle_part *ret)
+{
+	int err = part_of_row(t, r, ret);
+
+	if (err != -EAGAIN && err != -ESTALE)
+		return err;
+	release_part(ret);
+	r->waits = err == -EAGAIN;
+	r->bad = err == -ESTALE;
+	return 0;
 }
 
 static int add_part(struct wfs_settling *t, int err, const struct wfs_settle_part *part)
@@ -176,18 +191,13 @@ static int merge(struct wfs_settling *t, struct wfs_settle_row **by_name, size_t
 			if (err)
 				break;
 		}
+		if (r && !r->waits && !r->ino)
+			continue;
 		if (r && !r->waits) {
-			if (!r->ino)
-				continue;
-			err = part_of_row(t, r, &part);
+			err = try_row(t, r, &part);
 			part.shard = shard;
 		}
-		if (err == -EAGAIN) {
-			release_part(&part);
-			r->waits = true;
-			err = 0;
-		}
-		if (!err && (!r || r->waits))
+		if (!err && (!r || r->waits || r->bad))
 			err = part_of_model(t, i, ids, &part);
 		err = add_part(t, err, &part);
 	}
@@ -206,14 +216,9 @@ static int add_new(struct wfs_settling *t)
 
 		if (!r->ino || r->waits || wfs_model_find(t->m, r->name, r->name_len, &have))
 			continue;
-		err = part_of_row(t, r, &part);
-		if (err == -EAGAIN) {
-			release_part(&part);
-			r->waits = true;
-			err = 0;
-			continue;
-		}
-		err = add_part(t, err, &part);
+		err = try_row(t, r, &part);
+		if (err || (!r->waits && !r->bad))
+			err = add_part(t, err, &part);
 	}
 	return err;
 }

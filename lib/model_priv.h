@@ -1,9 +1,41 @@
-/* model_priv.h - between lib/model.c, model_view.c, model_put.c and model_settle.c. */
+/* model_priv.h - between the files lib/model*.c. */
 #ifndef WFS_MODEL_PRIV_H
 #define WFS_MODEL_PRIV_H
 
 #include "lib/model_write.h"
+#include "lib/shard_name.h"
 #include "lib/store_priv.h"
+
+/* ---- model_scan.c: what there is in a directory ---- */
+
+/* A file that may be one of the model's: what it was when it was looked at. */
+struct wfs_model_file {
+	struct wfs_shard_name parsed;
+	char *name;
+	struct wfs_attr attr;
+};
+
+struct wfs_scan {
+	struct wfs_store *store;
+	uint64_t dir;
+	const char *variant;
+	struct wfs_model_file *files;
+	size_t n, room;
+	uint64_t last;
+	size_t seen;
+};
+
+/* Also where both are NULL. */
+bool wfs_is_same_text(const char *a, const char *b);
+/* Files with names of shards and indexes of this variant; shards by number, the index last. */
+int wfs_scan_directory(struct wfs_store *s, uint64_t dir, const char *variant, struct wfs_scan *ret);
+int wfs_scan_add(struct wfs_scan *scan, const char *name, const struct wfs_attr *attr,
+	const struct wfs_shard_name *parsed);
+/* The base that the model has (lib/model.h), or NULL: there are several, and none of them is usual. */
+const char *wfs_scan_base(const struct wfs_scan *scan);
+/* Those of other bases go; NULL: all. */
+void wfs_scan_keep_base(struct wfs_scan *scan, const char *base);
+void wfs_model_files_free(struct wfs_model_file *files, size_t n);
 
 /* ---- model_view.c ---- */
 

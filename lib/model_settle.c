@@ -11,7 +11,7 @@
 #include "lib/size_text.h"
 
 #define MOST_TRIES 20
-#define BUSY_MS 300 /* for which a file whose close has returned may still count as open */
+#define BUSY_MS 2000 /* for which a file whose close has returned may still count as open */
 
 static void release_rows(struct wfs_settle_rows *rows)
 {
@@ -66,7 +66,7 @@ static int add_row(struct wfs_settle_rows *rows, sqlite3_stmt *stmt)
 		wfs_copy_bytes(sqlite3_column_text(stmt, 3), (size_t)sqlite3_column_bytes(stmt, 3));
 	r->start = (uint64_t)sqlite3_column_int64(stmt, 4);
 	r->length = (uint64_t)sqlite3_column_int64(stmt, 5);
-	r->waits = false;
+	r->waits = r->bad = false;
 	return r->name && r->dtype && r->shape ? 0 : -ENOMEM;
 }
 
@@ -113,14 +113,29 @@ static void sleep_ms(long ms)
 	nanosleep(&time, NULL);
 }
 
+/* Somebody keeps it open: that is waited for once. */
+static bool is_held(const struct wfs_store *s, uint64_t ino)
+{
+	for (size_t i = 0; i < WFS_ARRAY_SIZE(s->held); i++)
+		if (s->held[i] == ino)
+			return true;
+	return false;
+}
+
 /* 0: sealed; 1: it is still written; -errno. */
 static int seal_file(struct wfs_store *s, uint64_t ino, int *waited)
 {
 	int ret;
 
 	while ((ret = wfs_seal(s, ino, NULL)) == -EBUSY || ret == -ETXTBSY) {
-		if (is_written(s, ino) && ++*waited > BUSY_MS)
+		bool written = is_written(s, ino);
+
+		if (written && is_held(s, ino))
 			return 1;
+		if (written && ++*waited > BUSY_MS) {
+			s->held[s->n_held++ % WFS_ARRAY_SIZE(s->held)] = ino;
+			return 1;
+		}
 		sleep_ms(1);
 	}
 	return ret;

@@ -31,6 +31,7 @@ struct wfs_settle_row {
 	char *dtype, *shape;
 	uint64_t start, length;
 	bool waits; /* its file is still written: the row stays */
+	bool bad;   /* its file has other bytes than those that were put: the row goes, and changes nothing */
 };
 
 struct wfs_settle_rows {

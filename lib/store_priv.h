@@ -51,6 +51,8 @@ struct wfs_store {
 	struct wfs_models *models; /* lib/model.c; constant */
 	atomic_llong pending_tensors; /* rows of table tensor, or more: lib/model_write.h */
 	pthread_mutex_t settle_lock;  /* held by the one thread that makes shards anew; above all others */
+	uint64_t held[16];            /* under settle_lock: files that were waited for in vain */
+	size_t n_held;                /* so often */
 
 	pthread_mutex_t quota_lock; /* held by the one thread that counts blocks; db.lock is below it */
 	_Atomic uint64_t quota_used; /* bytes of disk blocks, about; lib/quota.h */

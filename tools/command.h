@@ -23,6 +23,10 @@ extern const struct command command_status;
 extern const struct command command_ls;
 extern const struct command command_fsck;
 extern const struct command command_repack;
+extern const struct command command_tensors;
+extern const struct command command_cat;
+extern const struct command command_put;
+extern const struct command command_shard;
 extern const struct command command_version;
 
 /* For a wrong use of `self`: where help is to be had, on stderr. Returns 2. */

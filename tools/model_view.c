@@ -127,7 +127,7 @@ static int read_value(int fd, const char *name, char **ret)
 	return err == -ENODATA || err == -E2BIG ? 0 : err;
 }
 
-char *model_view_error(const struct model_view *v)
+char *model_view_errors(const struct model_view *v)
 {
 	WFS_AUTO_CLOSE int fd = open(v->tensors, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	char *text = NULL;
@@ -135,6 +135,21 @@ char *model_view_error(const struct model_view *v)
 	if (fd >= 0 && read_value(fd, ERROR_XATTR, &text) < 0)
 		return NULL;
 	return text;
+}
+
+/* A file's name may be part of another line, or hold line ends itself; a reason is one line. */
+char *model_view_reason(const struct model_view *v, const char *path)
+{
+	WFS_AUTO_FREE char *all = model_view_errors(v);
+	WFS_AUTO_FREE char *start = ui_format("%s: ", strrchr(path, '/') + 1);
+
+	for (const char *at = all; at && (at = strstr(at, start)); at++) {
+		const char *reason = at + strlen(start);
+
+		if (at == all || at[-1] == '\n')
+			return ui_format("%.*s", (int)strcspn(reason, "\n"), reason);
+	}
+	return NULL;
 }
 
 /* ---- names ---- */
@@ -435,4 +450,15 @@ void model_tensors_release(struct model_tensors *t)
 		tensor_release(&t->list[i]);
 	free(t->list);
 	memset(t, 0, sizeof(*t));
+}
+
+void model_tensors_notes(const struct model_view *v, const struct model_tensors *t)
+{
+	WFS_AUTO_FREE char *errors = model_view_errors(v);
+	char *rest = errors, *line;
+
+	while ((line = strsep(&rest, "\n")))
+		ui_error(NULL, "%s: %s", v->tensors, line);
+	if (t->n == 0)
+		ui_error(NULL, "%s: no shard here has tensors", v->tensors);
 }

@@ -29,8 +29,14 @@ struct model_view {
 int model_view_open(const char *path, const char *variant, struct model_view *ret);
 void model_view_release(struct model_view *v);
 
-/* Why the last put failed, or what was left out of the model. NULL: nothing. The caller frees. */
-char *model_view_error(const struct model_view *v);
+/*
+ * What was left out of the model, or refused lately: a line for each file, "FILE: REASON".
+ * NULL: nothing. The caller frees.
+ */
+char *model_view_errors(const struct model_view *v);
+
+/* Of these the reason for one file, by its path; NULL: there is none. The caller frees. */
+char *model_view_reason(const struct model_view *v, const char *path);
 
 /* ---- the file of a tensor ---- */
 
@@ -73,5 +79,9 @@ struct model_tensors {
  */
 int model_tensors_read(const struct model_view *v, struct model_tensors *ret);
 void model_tensors_release(struct model_tensors *t);
+
+/* Print what the list alone would hide: model_view_errors, and that it is empty. No error of the
+ * command. */
+void model_tensors_notes(const struct model_view *v, const struct model_tensors *t);
 
 #endif

@@ -19,6 +19,10 @@ static const struct command *const commands[] = {
 	&command_ls,
 	&command_fsck,
 	&command_repack,
+	&command_tensors,
+	&command_cat,
+	&command_put,
+	&command_shard,
 	&command_version,
 };
 

@@ -228,11 +228,11 @@ def random_descr(rng):
     return text, dtype.itemsize
 
 
-ODD_DESCRS = ["'|O'", "'O'", "object", "[('a','<f4')]", "('<f4',(1,))", "('<f4',())", "'f4,f4'", "'1f4'", "'()f4'", "'f04'",
-              "'f 4'", "'\\x664'", "r'f4'", "b'f4'", "'''f4'''", "'f''4'", "None", "4", "{}", "[]", "('f4')",
+ODD_DESCRS = ["'|O'", "'O'", "object", "[('a','<f4')]", "('<f4',(1,))", "('<f4',())", "'f4,f4'", "'1f4'", "'()f4'",
+              "'f04'", "'f 4'", "'\\x664'", "r'f4'", "b'f4'", "'''f4'''", "'f''4'", "None", "4", "{}", "[]", "('f4')",
               "'<f16'", "'<c16'", "'<U3'", "'S4'", "'M8[ns]'", "'V4'", "'T'", "''", "'<'", "'float'", "'<float'"]
-ODD_NUMBERS = ["0x2", "1_0", "00", "-1", "-0", "+2", "True", "2.0", "2l", "2 L", "2LL", "2L L", "02", "1e0", "None", "'2'", "2j",
-               "9223372036854775807", "9223372036854775808", "4294967296", "18446744073709551616", "(2)"]
+ODD_NUMBERS = ["0x2", "1_0", "00", "-1", "-0", "+2", "True", "2.0", "2l", "2 L", "2LL", "2L L", "02", "1e0", "None",
+               "'2'", "2j", "9223372036854775807", "9223372036854775808", "4294967296", "18446744073709551616", "(2)"]
 ODD_SHAPES = ["3", "(3)", "[3]", "(,)", "((3,))", "(3,),", "(3, 4", "None", "()()", "tuple()", "(2,)*2", "(0,)+(1,)"]
 
 
@@ -257,8 +257,10 @@ def random_tuple(rng, odd):
     if rng.random() < odd:
         return rng.choice(ODD_SHAPES)
     numbers = [random_number(rng, odd) for _ in range(rng.choice([0, 1, 1, 2, 3, 4]))]
+
     def space():
         return random_space(rng, odd / 2)
+
     text = ",".join(space() + n + space() for n in numbers)
     if len(numbers) == 1 or (numbers and rng.random() < 0.2):
         text += "," + space()
@@ -279,13 +281,17 @@ def random_header(rng):
         pairs.append(rng.choice([["shape", shape], ["x", "1"], ["descr", "'<f4'"]]))
     if rng.random() < odd / 2:
         pairs.pop()
+
     def space():
         return random_space(rng, odd)
+
     text = ",".join(f"{space()}{random_quote(rng, key)}{space()}:{space()}{value}{space()}" for key, value in pairs)
     text = "{" + text + rng.choice(["", ",", ", "]) + "}"
     if rng.random() < odd:
         text = rng.choice([" ", "\t", "\n", "\f", "("]) + text
-    text += rng.choice(["", "\n", "   \n"]) + (rng.choice([" ", "x", ",", "\n \n", "\n\t", "#"]) if rng.random() < odd else "")
+    text += rng.choice(["", "\n", "   \n"])
+    if rng.random() < odd:
+        text += rng.choice([" ", "x", ",", "\n \n", "\n\t", "#"])
     count = itemsize
     for number in re.findall(r"\d+", shape):
         count *= int(number)
@@ -298,8 +304,8 @@ def random_file(rng):
     return make_file(text, bytes(max(count, 0)), rng.choice([1, 1, 2, 3]))
 
 
-TOKENS = [b"'", b'"', b"(", b")", b"{", b"}", b",", b":", b" ", b"\n", b"0", b"1", b"L", b"u", b"True", b"False", b"<", b">",
-          b"f4", b"\\", b"#", b"\0", b"\xff", b"-", b"\t", b"\r", b"[", b"]", b"''"]
+TOKENS = [b"'", b'"', b"(", b")", b"{", b"}", b",", b":", b" ", b"\n", b"0", b"1", b"L", b"u", b"True", b"False",
+          b"<", b">", b"f4", b"\\", b"#", b"\0", b"\xff", b"-", b"\t", b"\r", b"[", b"]", b"''"]
 
 
 def mutated_file(rng):
@@ -346,6 +352,15 @@ def test_every_dtype_order_and_version(helper):
     assert set(compare(helper, files)) == {"valid"}
 
 
+def test_every_length_of_a_built_header(helper):
+    """Through all places of its end within 64 bytes; the arrays are empty."""
+    files = []
+    for ndim, digits in itertools.product(range(63), [1, 2, 3, 5, 9, 16]):
+        shape = (10 ** (digits - 1),) + (1,) * ndim + (0,)
+        files += [written(np.empty(shape, "|u1")), written(np.empty(shape[::-1], "|u1"))]
+    assert set(compare(helper, files)) == {"valid"}
+
+
 def test_large_arrays(helper):
     """More than a tile and more than one read, in every element size."""
     files = []
@@ -372,13 +387,14 @@ def all_spellings():
     """Every short text, and every name that NumPy has for something."""
     short = [chr(c) for c in range(0x20, 0x7f) if chr(c) not in "'\\"]
     codes = ["".join(t) for n in (1, 2) for t in itertools.product(short, repeat=n)]
-    sized = ["".join(t) for t in itertools.product("<>=|", "?bBhHiIlLqQpPnNefdFDgGcaSUVOMmTu", ["", "1", "2", "4", "8", "16"])]
+    letters = "?bBhHiIlLqQpPnNefdFDgGcaSUVOMmTu"
+    sized = ["".join(t) for t in itertools.product("<>=|", letters, ["", "1", "2", "4", "8", "16"])]
     names = {str(n) for n in [*np.sctypeDict, *dir(np), "int", "float", "bool", "complex", "str", "object", "half"]}
     return codes + sized + sorted(names) + [s + n for s in "<>=|" for n in sorted(map(str, np.sctypeDict))]
 
 
 def test_every_spelling_of_a_dtype(helper):
-    files, accepted = [], 0
+    files = []
     for descr in all_spellings():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -387,18 +403,18 @@ def test_every_spelling_of_a_dtype(helper):
             except Exception:
                 size = 1
         files.append(make_file(f"{{'descr': '{descr}', 'fortran_order': False, 'shape': (1,)}}", bytes(size)))
-    accepted = compare(helper, files).count("valid")
-    assert accepted > 13 * 5
+    assert compare(helper, files).count("valid") > 13 * 5
 
 
 def test_sizes_at_the_limit(helper):
     """Empty arrays, of dimensions whose product is near 2^63."""
-    numbers = [1, 2, 4, 2**31, 2**32, 2**60, 2**60 - 1, 2**61 - 1, 2**61, 2**62, 2**63 - 1, 2**63, 2**64 - 1, 2**64]
+    sizes = [1, 2, 4, 2**31, 2**32, 2**60, 2**60 - 1, 2**61 - 1, 2**61, 2**62, 2**63 - 1, 2**63, 2**64 - 1, 2**64]
     files = []
-    for descr, numbers in itertools.product(["u1", "f4", "c8"], itertools.product(numbers, [0, 1], numbers)):
+    for descr, numbers in itertools.product(["u1", "f4", "c8"], itertools.product(sizes, [0, 1], sizes)):
         for shape in (numbers, numbers[::-1], sorted(numbers)):
             shape = ",".join(map(str, shape))
-            files.append(make_file(f"{{'descr': '{descr}', 'fortran_order': {len(files) % 2 == 0}, 'shape': ({shape})}}"))
+            fortran = len(files) % 2 == 0
+            files.append(make_file(f"{{'descr': '{descr}', 'fortran_order': {fortran}, 'shape': ({shape})}}"))
     verdicts = compare(helper, files)
     assert {"valid", "npy-shape", "npy-short"} == set(verdicts)
 
@@ -421,7 +437,8 @@ def test_long_headers(helper, version, length):
 def test_random_headers(helper):
     verdicts = compare(helper, random_files("headers", random_file))
     assert len(verdicts) < 100 or len(verdicts) // 4 < verdicts.count("valid") < len(verdicts)
-    assert len(verdicts) < 1000 or {"npy-header", "npy-shape", "npy-dtype", "npy-structured", "npy-short"} <= set(verdicts)
+    reasons = {"npy-header", "npy-shape", "npy-dtype", "npy-structured", "npy-short"}
+    assert len(verdicts) < 1000 or reasons <= set(verdicts)
 
 
 def test_mutated_files(helper):
