@@ -21,6 +21,7 @@ void wfs_inodes_release(struct wfs_inodes *t)
 			struct wfs_inode_node *node = t->buckets[i];
 
 			t->buckets[i] = node->next;
+			wfs_tensor_place_release(&node->tensor);
 			free(node);
 		}
 	}
@@ -107,6 +108,8 @@ bool wfs_inodes_forget(struct wfs_inodes *t, uint64_t ino, uint64_t n)
 		}
 	}
 	pthread_mutex_unlock(&t->lock);
+	if (node)
+		wfs_tensor_place_release(&node->tensor);
 	free(node);
 	return drop;
 }
@@ -123,27 +126,58 @@ bool wfs_inodes_set_gone(struct wfs_inodes *t, uint64_t ino, bool gone)
 	return !node && gone;
 }
 
-void wfs_inodes_set_tensor(struct wfs_inodes *t, uint64_t ino)
+void wfs_tensor_place_release(struct wfs_tensor_place *p)
 {
-	struct wfs_inode_node *node;
-
-	pthread_mutex_lock(&t->lock);
-	node = *slot_of(t, ino);
-	if (node)
-		node->tensor = true;
-	pthread_mutex_unlock(&t->lock);
+	free(p->variant);
+	free(p->name);
+	*p = (struct wfs_tensor_place){.name = NULL};
 }
 
-bool wfs_inodes_is_tensor(struct wfs_inodes *t, uint64_t ino)
+static int copy_place(const struct wfs_tensor_place *from, struct wfs_tensor_place *ret)
+{
+	struct wfs_tensor_place copy = {.dir = from->dir,
+		.variant = from->variant ? strdup(from->variant) : NULL,
+		.name = strdup(from->name)};
+
+	if (!copy.name || !copy.variant != !from->variant) {
+		wfs_tensor_place_release(&copy);
+		return -ENOMEM;
+	}
+	*ret = copy;
+	return 0;
+}
+
+void wfs_inodes_set_tensor(
+	struct wfs_inodes *t, uint64_t ino, uint64_t dir, const char *variant, const char *name)
+{
+	const struct wfs_tensor_place place = {dir, (char *)variant, (char *)name};
+	struct wfs_tensor_place copy;
+	struct wfs_inode_node *node;
+
+	if (copy_place(&place, &copy) != 0)
+		return; /* then it cannot be opened to be written again: fs/view_write.c */
+	pthread_mutex_lock(&t->lock);
+	node = *slot_of(t, ino);
+	if (node) {
+		wfs_tensor_place_release(&node->tensor);
+		node->tensor = copy;
+	}
+	pthread_mutex_unlock(&t->lock);
+	if (!node)
+		wfs_tensor_place_release(&copy);
+}
+
+int wfs_inodes_get_tensor(struct wfs_inodes *t, uint64_t ino, struct wfs_tensor_place *ret)
 {
 	const struct wfs_inode_node *node;
-	bool tensor;
+	int found = 0;
 
 	pthread_mutex_lock(&t->lock);
 	node = *slot_of(t, ino);
-	tensor = node && node->tensor;
+	if (node && node->tensor.name)
+		found = copy_place(&node->tensor, ret) == 0 ? 1 : -ENOMEM;
 	pthread_mutex_unlock(&t->lock);
-	return tensor;
+	return found;
 }
 
 void wfs_inodes_set_stale(struct wfs_inodes *t, uint64_t ino)

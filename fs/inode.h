@@ -15,12 +15,21 @@
 
 #include "lib/base.h"
 
+/* Where a file stands, or stood, in a .tensors: fs/scratch.h. */
+struct wfs_tensor_place {
+	uint64_t dir;  /* the model directory */
+	char *variant; /* NULL: none */
+	char *name;    /* of the file */
+};
+
+void wfs_tensor_place_release(struct wfs_tensor_place *p);
+
 struct wfs_inode_node {
 	uint64_t ino;
-	uint64_t nlookup; /* > 0 */
-	bool gone;        /* its last name was removed */
-	bool tensor;      /* it is, or was, written under a name of .tensors: fs/scratch.h */
-	bool stale;       /* the kernel's cached pages are not what the file holds */
+	uint64_t nlookup;		/* > 0 */
+	bool gone;			/* its last name was removed */
+	struct wfs_tensor_place tensor; /* name NULL: it never stood there */
+	bool stale;			/* the kernel's cached pages are not what the file holds */
 	struct wfs_inode_node *next;
 };
 
@@ -38,8 +47,11 @@ void wfs_inodes_release(struct wfs_inodes *t);
 int wfs_inodes_lookup(struct wfs_inodes *t, uint64_t ino);
 /* Take n counts back. True if the inode is gone and nobody knows it any more. */
 bool wfs_inodes_forget(struct wfs_inodes *t, uint64_t ino, uint64_t n);
-void wfs_inodes_set_tensor(struct wfs_inodes *t, uint64_t ino);
-bool wfs_inodes_is_tensor(struct wfs_inodes *t, uint64_t ino);
+/* The kernel knows it by a name in .tensors. */
+void wfs_inodes_set_tensor(
+	struct wfs_inodes *t, uint64_t ino, uint64_t dir, const char *variant, const char *name);
+/* 1 with a copy, to be released; 0 if it never stood there; -ENOMEM. */
+int wfs_inodes_get_tensor(struct wfs_inodes *t, uint64_t ino, struct wfs_tensor_place *ret);
 /* Its bytes were, or may be, changed past the kernel's page cache of it. */
 void wfs_inodes_set_stale(struct wfs_inodes *t, uint64_t ino);
 /* Were they, since the last call? */

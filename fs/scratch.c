@@ -122,10 +122,10 @@ static int add(struct wfs_scratches *t, uint64_t dir, const char *variant, const
 	return 0;
 }
 
-int wfs_scratch_add(struct wfs_scratches *t, uint64_t dir, const char *variant, const char *name,
-	uint64_t ino)
+int wfs_scratch_add(
+	struct wfs_scratches *t, uint64_t dir, const char *variant, const char *name, uint64_t ino)
 {
-	const struct wfs_scratch like = { .ino = ino, .handles = 1 };
+	const struct wfs_scratch like = {.ino = ino, .handles = 1};
 
 	return add(t, dir, variant, name, &like);
 }
@@ -133,8 +133,8 @@ int wfs_scratch_add(struct wfs_scratches *t, uint64_t dir, const char *variant, 
 int wfs_scratch_add_over(struct wfs_scratches *t, uint64_t dir, const char *variant,
 	const char *name, uint64_t ino, int32_t tid, unsigned ms)
 {
-	const struct wfs_scratch like = { .ino = ino, .over = true, .tid = tid,
-		.until_ns = now_ns() + (int64_t)ms * 1000000 };
+	const struct wfs_scratch like = {
+		.ino = ino, .over = true, .tid = tid, .until_ns = now_ns() + (int64_t)ms * 1000000};
 
 	return add(t, dir, variant, name, &like);
 }
@@ -156,8 +156,8 @@ int wfs_scratch_find(struct wfs_scratches *t, uint64_t dir, const char *variant,
 		return 0;
 	pthread_mutex_lock(&t->lock);
 	for (s = t->first; s; s = s->next)
-		if (s->dir == dir && strcmp(s->name, name) == 0 && is_same_text(s->variant, variant) &&
-			is_seen_by(s, tid))
+		if (s->dir == dir && strcmp(s->name, name) == 0 &&
+			is_same_text(s->variant, variant) && is_seen_by(s, tid))
 			break;
 	if (s)
 		*ret_ino = s->ino;

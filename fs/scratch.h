@@ -24,9 +24,10 @@ struct wfs_scratch {
 	char *name;    /* in .tensors */
 	uint64_t ino;
 	unsigned handles; /* open ones */
-	bool put;    /* it is the model's */
+	bool put;	  /* it is the model's */
 	bool over;   /* there is a tensor of this name, which is what others see until it is put */
-	int32_t tid; /* over: the thread that has come to open it, and looks the name up once more */
+	int32_t tid; /* over: the thread that has come to open it, and looks the name up once more
+		      */
 	int64_t until_ns; /* without a handle it ends then; 0: it stays */
 	struct wfs_scratch *next;
 };
@@ -41,12 +42,13 @@ void wfs_scratches_init(struct wfs_scratches *t);
 void wfs_scratches_release(struct wfs_scratches *t);
 
 /* A new one under this name, with one handle. -ENOMEM. */
-int wfs_scratch_add(struct wfs_scratches *t, uint64_t dir, const char *variant, const char *name,
-	uint64_t ino);
+int wfs_scratch_add(
+	struct wfs_scratches *t, uint64_t dir, const char *variant, const char *name, uint64_t ino);
 /* Over a tensor of this name, for a thread that comes to open it within `ms` milliseconds. */
 int wfs_scratch_add_over(struct wfs_scratches *t, uint64_t dir, const char *variant,
 	const char *name, uint64_t ino, int32_t tid, unsigned ms);
-/* The inode that thread `tid` (0: any) is to see under this name: 1, 0. What was put the model has. */
+/* The inode that thread `tid` (0: any) is to see under this name: 1, 0. What was put the model has.
+ */
 int wfs_scratch_find(struct wfs_scratches *t, uint64_t dir, const char *variant, const char *name,
 	int32_t tid, uint64_t *ret_ino);
 /* One more handle of this inode. False: it is none of these. */
@@ -68,7 +70,8 @@ bool wfs_scratch_close(struct wfs_scratches *t, uint64_t ino, bool is_tensor);
 void wfs_scratch_end_if_unused(struct wfs_scratches *t, uint64_t ino);
 /* Its entry ends. */
 void wfs_scratch_remove(struct wfs_scratches *t, uint64_t ino);
-/* Another name, also in another directory; *ret_replaced: the inode of one that had that name, whose entry has ended, or 0. */
+/* Another name, also in another directory; *ret_replaced: the inode of one that had that name,
+ * whose entry has ended, or 0. */
 int wfs_scratch_rename(struct wfs_scratches *t, uint64_t ino, uint64_t dir, const char *variant,
 	const char *name, uint64_t *ret_replaced);
 /* Those whose time is over: the inode of one, whose entry has ended; 0: none. */

@@ -170,8 +170,9 @@ int wfs_view_open_to_write(fuse_req_t req, const struct wfs_view_key *key, mode_
  */
 int wfs_view_open_put(fuse_req_t req, uint64_t ino, int flags);
 
-/* Reply with a file of the store that stands under a name of .tensors. */
-void wfs_view_reply_real(fuse_req_t req, const struct wfs_attr *a);
+/* Reply with a file of the store that stands under this name in the .tensors of a directory. */
+void wfs_view_reply_real(fuse_req_t req, const struct wfs_attr *a, uint64_t dir,
+	const char *variant, const char *name);
 
 /* What was last wrong with something that was written there; *ret is to be freed. -ENODATA. */
 int wfs_view_error(struct wfs_driver *d, uint64_t dir, const char *variant, char **ret);

@@ -230,8 +230,12 @@ static int make_tensor(struct wfs_model *m, const struct wfs_view_key *parent, s
 }
 
 /* A file of the store stands under the name. */
-static int make_real(struct wfs_driver *d, uint64_t ino, struct wfs_view_child *ret)
+static int make_real(struct wfs_driver *d, const struct wfs_view_key *parent, const char *name,
+	uint64_t ino, struct wfs_view_child *ret)
 {
+	ret->key.ino = parent->ino;
+	ret->key.variant = parent->variant;
+	snprintf(ret->text, sizeof(ret->text), "%s", name);
 	ret->real = ino;
 	return wfs_name_getattr(d->store, ino, &ret->attr);
 }
@@ -247,14 +251,14 @@ static int find_written(struct wfs_driver *d, const struct wfs_view_key *parent,
 	int found;
 
 	if (wfs_scratch_find(&d->scratches, parent->ino, parent->variant, name, tid, &ino))
-		return make_real(d, ino, ret);
+		return make_real(d, parent, name, ino, ret);
 	if (!wfs_view_decode(name, &form, tensor, &wanted.tensor_len))
 		return 1;
 	found = wfs_model_pending(d->store, &wanted, &ino, &put_form);
 	if (found < 0 || found == WFS_PENDING_REMOVED)
 		return found < 0 ? found : -ENOENT;
 	if (found == WFS_PENDING_PUT && form == put_form)
-		return make_real(d, ino, ret);
+		return make_real(d, parent, name, ino, ret);
 	if (found == WFS_PENDING_PUT)
 		wfs_view_settle(d, parent->ino);
 	return 1;
@@ -585,8 +589,7 @@ static int content_of_model(struct wfs_driver *d, struct wfs_model *m,
 	return file ? 0 : -ESTALE;
 }
 
-int wfs_view_content(
-	struct wfs_driver *d, const struct wfs_view_key *key, struct wfs_content **ret)
+int wfs_view_content(struct wfs_driver *d, const struct wfs_view_key *key, struct wfs_content **ret)
 {
 	struct wfs_model *m;
 	int err = 0;

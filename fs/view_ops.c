@@ -56,7 +56,8 @@ int wfs_view_fill_entry(
 	return 0;
 }
 
-void wfs_view_reply_real(fuse_req_t req, const struct wfs_attr *a)
+void wfs_view_reply_real(fuse_req_t req, const struct wfs_attr *a, uint64_t dir,
+	const char *variant, const char *name)
 {
 	struct wfs_driver *d = wfs_driver_of(req);
 	struct fuse_entry_param e;
@@ -66,7 +67,7 @@ void wfs_view_reply_real(fuse_req_t req, const struct wfs_attr *a)
 		fuse_reply_err(req, -err);
 		return;
 	}
-	wfs_inodes_set_tensor(&d->inodes, a->ino);
+	wfs_inodes_set_tensor(&d->inodes, a->ino, dir, variant, name);
 	wfs_fill_entry(d, a, &e);
 	e.entry_timeout = 0;
 	e.attr.st_nlink = 1; /* what has no name in the store has one here */
@@ -80,7 +81,7 @@ static void reply_child(fuse_req_t req, int err, struct wfs_view_child *c)
 	struct fuse_entry_param e;
 
 	if (!err && c->real) {
-		wfs_view_reply_real(req, &c->attr);
+		wfs_view_reply_real(req, &c->attr, c->key.ino, c->key.variant, c->text);
 		return;
 	}
 	if (!err)
@@ -115,7 +116,9 @@ void wfs_view_op_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
 	const struct wfs_view_node *node = wfs_view_node(&d->views, parent);
 	struct wfs_view_child c = {.model = NULL};
 
-	reply_child(req, node ? wfs_view_find(d, &node->key, name, fuse_req_ctx(req)->pid, &c) : -ESTALE, &c);
+	reply_child(req,
+		node ? wfs_view_find(d, &node->key, name, fuse_req_ctx(req)->pid, &c) : -ESTALE,
+		&c);
 }
 
 void wfs_view_op_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)

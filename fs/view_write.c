@@ -299,34 +299,42 @@ int wfs_view_open_to_write(fuse_req_t req, const struct wfs_view_key *key, mode_
 	return err ? err : -ESTALE; /* the kernel looks once more, and finds the new file */
 }
 
+/* The tensor of a place, as a key; `tensor` has NAME_MAX + 1 bytes. */
+static bool key_of_place(
+	const struct wfs_tensor_place *place, char *tensor, struct wfs_view_key *ret)
+{
+	*ret = (struct wfs_view_key){.kind = WFS_VIEW_TENSOR,
+		.ino = place->dir,
+		.variant = place->variant,
+		.name = tensor};
+	return wfs_view_decode(place->name, &ret->form, tensor, &ret->name_len);
+}
+
 int wfs_view_open_put(fuse_req_t req, uint64_t ino, int flags)
 {
 	struct wfs_driver *d = wfs_driver_of(req);
-	WFS_AUTO_FREE char *strings = NULL;
-	struct wfs_view_key key = {.kind = WFS_VIEW_TENSOR};
-	struct wfs_model_name of;
+	struct wfs_tensor_place place;
+	struct wfs_view_key key;
+	char tensor[NAME_MAX + 1];
 	struct wfs_attr a;
 	int found;
 
-	if ((flags >= 0 && (flags & O_ACCMODE) == O_RDONLY && !(flags & O_TRUNC)) ||
-		!wfs_inodes_is_tensor(&d->inodes, ino) || wfs_scratch_is_open(&d->scratches, ino))
+	if (flags >= 0 && (flags & O_ACCMODE) == O_RDONLY && !(flags & O_TRUNC))
 		return 0;
-	found = wfs_model_pending_file(d->store, ino, &of, &key.form, &strings);
-	if (found < 0)
+	found = wfs_inodes_get_tensor(&d->inodes, ino, &place);
+	if (found <= 0)
 		return found;
-	/* It has come into a shard, or was replaced, since it was looked up. */
+	/* Not put yet, or under a name of no tensor: it is a file like any other. */
+	if (wfs_scratch_is_open(&d->scratches, ino) || !key_of_place(&place, tensor, &key)) {
+		wfs_tensor_place_release(&place);
+		return 0;
+	}
+	/* The model has it, as a file or already in a shard. */
+	found = flags < 0 ? -EPERM : wfs_name_getattr(d->store, ino, &a);
 	if (!found)
-		return -ESTALE;
-	if (flags < 0)
-		return -EPERM;
-	found = wfs_name_getattr(d->store, ino, &a);
-	if (found)
-		return found;
-	key.ino = of.dir;
-	key.variant = of.variant;
-	key.name = of.tensor;
-	key.name_len = of.tensor_len;
-	return wfs_view_open_to_write(req, &key, a.mode, flags);
+		found = wfs_view_open_to_write(req, &key, a.mode, flags);
+	wfs_tensor_place_release(&place);
+	return found;
 }
 
 /* ---- making ---- */
@@ -353,7 +361,7 @@ static int create(fuse_req_t req, const struct wfs_view_key *key, const char *na
 		if (err)
 			wfs_handle_free(d, *ret_handle);
 		else
-			wfs_inodes_set_tensor(&d->inodes, ret->ino);
+			wfs_inodes_set_tensor(&d->inodes, ret->ino, key->ino, key->variant, name);
 	}
 	if (err)
 		wfs_inode_gone(d, ret->ino);
@@ -404,7 +412,8 @@ void wfs_view_op_unlink(fuse_req_t req, fuse_ino_t parent, const char *name)
 	bool had = false;
 	int err = !node ? -ESTALE : node->key.kind != WFS_VIEW_TENSORS ? -EROFS : 0;
 
-	if (!err && wfs_scratch_find(&d->scratches, node->key.ino, node->key.variant, name, 0, &ino)) {
+	if (!err &&
+		wfs_scratch_find(&d->scratches, node->key.ino, node->key.variant, name, 0, &ino)) {
 		had = true;
 		wfs_scratch_remove(&d->scratches, ino);
 		wfs_inode_gone(d, ino);
@@ -511,7 +520,8 @@ void wfs_view_op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fus
 		wfs_view_find(d, &to->key, newname, 0, &there) != -ENOENT)
 		err = -EEXIST;
 	wfs_view_child_release(&there);
-	if (!err && wfs_scratch_find(&d->scratches, from->key.ino, from->key.variant, name, 0, &ino))
+	if (!err &&
+		wfs_scratch_find(&d->scratches, from->key.ino, from->key.variant, name, 0, &ino))
 		err = rename_scratch(d, ino, &to->key, newname);
 	else if (!err)
 		err = rename_tensor(req, &from->key, name, &to->key, newname);
@@ -544,5 +554,5 @@ void wfs_view_op_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t newparent, cons
 	if (err)
 		fuse_reply_err(req, -err);
 	else
-		wfs_view_reply_real(req, &a);
+		wfs_view_reply_real(req, &a, to->key.ino, to->key.variant, newname);
 }

@@ -13,10 +13,10 @@
 #include "lib/store_priv.h"
 
 #define MODELS_KEPT 16
-#define MOST_LOOKS 20 /* at a directory whose shards are replaced meanwhile */
-#define TICKS_KEPT 20	/* calls of wfs_model_tidy for which an unused model is kept */
+#define MOST_LOOKS 20	 /* at a directory whose shards are replaced meanwhile */
+#define TICKS_KEPT 20	 /* calls of wfs_model_tidy for which an unused model is kept */
 #define TICKS_REPLACED 4 /* for which one is kept that is not so any more */
-#define TICKS_CHANGED 5 /* what a call counts for where the store has changed since */
+#define TICKS_CHANGED 5	 /* what a call counts for where the store has changed since */
 
 /* ---- reading ---- */
 
@@ -399,7 +399,8 @@ struct wfs_models {
 	pthread_mutex_t lock; /* a few instructions; nothing else is taken under it */
 	uint64_t uses;
 	struct kept kept[MODELS_KEPT];
-	struct kept replaced[MODELS_KEPT]; /* not so any more, but somebody may just be on his way to one */
+	struct kept replaced[MODELS_KEPT]; /* not so any more, but somebody may just be on his way
+					      to one */
 	size_t next_replaced;
 };
 
@@ -578,7 +579,7 @@ static void keep(struct wfs_models *models, struct wfs_model *m, uint64_t commit
 		struct kept *place = &models->replaced[models->next_replaced++ % MODELS_KEPT];
 
 		old = place->model;
-		*place = (struct kept){ .model = kept->model };
+		*place = (struct kept){.model = kept->model};
 		kept->model = wfs_model_ref(m);
 	}
 	kept->commits = commits;
@@ -612,8 +613,7 @@ static int look(struct wfs_store *s, uint64_t dir, const char *variant, struct w
 	return err;
 }
 
-int wfs_model_get(
-	struct wfs_store *s, uint64_t dir, const char *variant, struct wfs_model **ret)
+int wfs_model_get(struct wfs_store *s, uint64_t dir, const char *variant, struct wfs_model **ret)
 {
 	uint64_t commits = wfs_store_commits(s), seen = 0;
 	struct wfs_model *m = take_kept(s->models, dir, variant, &seen);
@@ -655,7 +655,7 @@ static struct wfs_model *take_idle(struct wfs_models *models)
 
 		if (place->model && place->idle >= TICKS_REPLACED) {
 			m = place->model;
-			*place = (struct kept){ .model = NULL };
+			*place = (struct kept){.model = NULL};
 		}
 	}
 	pthread_mutex_unlock(&models->lock);

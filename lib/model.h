@@ -13,8 +13,8 @@
  *     and that are there, in the order of their names; else every file of that base and variant
  *
  * Shards that safetensors would not load, or that are not complete yet, and an index that
- * is none, are left out, and `left_out` says so. Of a name that is in two shards the one counts that the index
- * names, else the first.
+ * is none, are left out, and `left_out` says so. Of a name that is in two shards the one counts
+ * that the index names, else the first.
  *
  * Any thread. No lock is held across the reading of headers; a dirty shard is sealed first.
  */
@@ -75,8 +75,7 @@ struct wfs_model {
  * shards has one without tensors. One that was read before is used again while nothing
  * has changed. -ENOENT, -ENOTDIR; other -errno: it could not be read.
  */
-int wfs_model_get(
-	struct wfs_store *s, uint64_t dir, const char *variant, struct wfs_model **ret);
+int wfs_model_get(struct wfs_store *s, uint64_t dir, const char *variant, struct wfs_model **ret);
 /*
  * The model of this serial, with a reference, if it is kept: also one that has been replaced less
  * than a second ago, for who has found something in it and opens it now. 1, 0.

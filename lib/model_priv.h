@@ -28,10 +28,12 @@ struct wfs_scan {
 /* Also where both are NULL. */
 bool wfs_is_same_text(const char *a, const char *b);
 /* Files with names of shards and indexes of this variant; shards by number, the index last. */
-int wfs_scan_directory(struct wfs_store *s, uint64_t dir, const char *variant, struct wfs_scan *ret);
+int wfs_scan_directory(
+	struct wfs_store *s, uint64_t dir, const char *variant, struct wfs_scan *ret);
 int wfs_scan_add(struct wfs_scan *scan, const char *name, const struct wfs_attr *attr,
 	const struct wfs_shard_name *parsed);
-/* The base that the model has (lib/model.h), or NULL: there are several, and none of them is usual. */
+/* The base that the model has (lib/model.h), or NULL: there are several, and none of them is usual.
+ */
 const char *wfs_scan_base(const struct wfs_scan *scan);
 /* Those of other bases go; NULL: all. */
 void wfs_scan_keep_base(struct wfs_scan *scan, const char *base);
@@ -50,7 +52,15 @@ uint64_t wfs_model_place(const struct wfs_model *m, size_t i);
 int wfs_model_tensor_header(const struct wfs_model *m, size_t i, enum wfs_tensor_form form,
 	uint8_t **ret, size_t *ret_len);
 
-/* ---- model_put.c; within a transaction ---- */
+/* ---- model_put.c ---- */
+
+/* Held by who changes the rows of table tensor of this directory. */
+static inline pthread_mutex_t *wfs_put_lock(struct wfs_store *s, uint64_t dir)
+{
+	return &s->put_locks[dir % WFS_PUT_LOCKS];
+}
+
+/* Within a transaction: */
 
 int wfs_gone_add(struct wfs_gone *gone, uint64_t ino);
 

@@ -325,12 +325,14 @@ static int put_row(struct wfs_store *s, const struct wfs_model_name *name,
 {
 	int ret, tries = 0;
 
+	pthread_mutex_lock(wfs_put_lock(s, name->dir));
 	/* A full disk prevents no removal: lib/reserve.h. */
 	do {
 		ret = wfs_db_begin(&s->db);
 		if (!ret)
 			ret = wfs_db_end(&s->db, set_row(s, name, form, ino, t, gone));
 	} while (ret == -ENOSPC && !ino && wfs_reserve_make_room(s, &tries));
+	pthread_mutex_unlock(wfs_put_lock(s, name->dir));
 	return ret;
 }
 

@@ -11,9 +11,10 @@
 #include "lib/size_text.h"
 
 #define MOST_TRIES 20
-#define BUSY_MS 2000 /* for which a file whose close has returned may still count as open */
+#define TRIES_BESIDE 4 /* of them, while others put tensors there */
+#define BUSY_MS 2000   /* for which a file whose close has returned may still count as open */
 
-static void release_rows(struct wfs_settle_rows *rows)
+void wfs_settle_release_rows(struct wfs_settle_rows *rows)
 {
 	for (size_t i = 0; i < rows->n; i++) {
 		free(rows->list[i].name);
@@ -70,7 +71,7 @@ static int add_row(struct wfs_settle_rows *rows, sqlite3_stmt *stmt)
 	return r->name && r->dtype && r->shape ? 0 : -ENOMEM;
 }
 
-static int read_rows(
+int wfs_settle_rows(
 	struct wfs_store *s, uint64_t dir, const char *variant, struct wfs_settle_rows *rows)
 {
 	sqlite3_stmt *stmt;
@@ -230,7 +231,7 @@ static int settle_once(struct wfs_settling *t, uint64_t dir, const char *variant
 	t->replan = reshard || limited;
 	err = wfs_db_begin_read(&t->store->db);
 	if (!err)
-		err = wfs_db_end(&t->store->db, read_rows(t->store, dir, variant, &t->rows));
+		err = wfs_db_end(&t->store->db, wfs_settle_rows(t->store, dir, variant, &t->rows));
 	if (!err)
 		err = seal_files(t->store, &t->rows);
 	if (!err && (t->rows.n || reshard))
@@ -240,21 +241,43 @@ static int settle_once(struct wfs_settling *t, uint64_t dir, const char *variant
 	return err;
 }
 
+/*
+ * Where somebody puts one tensor after the other, what was read is old by the time that it is
+ * sealed. After some tries nobody puts anything there until it is done.
+ */
+static int settle_at_last(struct wfs_settling *t, uint64_t dir, const char *variant, bool reshard)
+{
+	pthread_mutex_t *lock = wfs_put_lock(t->store, dir);
+	int ret = -EAGAIN;
+
+	for (unsigned tries = 0; ret == -EAGAIN && tries < MOST_TRIES; tries++) {
+		bool alone = tries >= TRIES_BESIDE;
+
+		if (alone)
+			pthread_mutex_lock(lock);
+		ret = settle_once(t, dir, variant, reshard);
+		if (alone)
+			pthread_mutex_unlock(lock);
+		/* What was put may have been replaced, and be gone. */
+		if (!alone && (ret == -EIO || ret == -ENOENT))
+			ret = -EAGAIN;
+		release_parts(t);
+		wfs_settle_release_rows(&t->rows);
+	}
+	return ret;
+}
+
 /* Under settle_lock. */
 static int settle_variant(struct wfs_store *s, uint64_t dir, const char *variant, bool reshard,
 	struct wfs_gone *gone, struct wfs_err *err)
 {
 	struct wfs_settling t = {.store = s, .gone = gone, .err = err};
 	int ret, room = 0;
-	unsigned tries = 0;
 
 	/* What was removed from a model on a full disk gives its space back only here. */
-	do {
-		ret = settle_once(&t, dir, variant, reshard);
-		release_parts(&t);
-		release_rows(&t.rows);
-	} while ((ret == -EAGAIN && ++tries < MOST_TRIES) ||
-		 (ret == -ENOSPC && wfs_reserve_make_room(s, &room)));
+	do
+		ret = settle_at_last(&t, dir, variant, reshard);
+	while (ret == -ENOSPC && wfs_reserve_make_room(s, &room));
 	if (ret == 0)
 		atomic_store(&s->collect_wanted, true);
 	return ret == -EAGAIN ? -EBUSY : ret;

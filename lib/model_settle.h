@@ -31,7 +31,8 @@ struct wfs_settle_row {
 	char *dtype, *shape;
 	uint64_t start, length;
 	bool waits; /* its file is still written: the row stays */
-	bool bad;   /* its file has other bytes than those that were put: the row goes, and changes nothing */
+	bool bad;   /* its file has other bytes than those that were put: the row goes, and changes
+		       nothing */
 };
 
 struct wfs_settle_rows {
@@ -62,6 +63,11 @@ struct wfs_settling {
 	struct wfs_gone *gone;
 	struct wfs_err *err;
 };
+
+/* Within a transaction: what waits for this directory and variant. */
+int wfs_settle_rows(
+	struct wfs_store *s, uint64_t dir, const char *variant, struct wfs_settle_rows *ret);
+void wfs_settle_release_rows(struct wfs_settle_rows *rows);
 
 /* A copy with a NUL behind it; NULL: out of memory. */
 char *wfs_copy_bytes(const void *bytes, size_t len);

@@ -233,6 +233,23 @@ static int write_all(struct wfs_settling *t)
 			     t->m->dir);
 }
 
+/* Is what waits what was read? */
+static int check_rows(struct wfs_settling *t)
+{
+	struct wfs_settle_rows now = {.list = NULL};
+	int err = wfs_settle_rows(t->store, t->m->dir, t->m->variant ? t->m->variant : "", &now);
+
+	if (!err && now.n != t->rows.n)
+		err = -EAGAIN;
+	for (size_t i = 0; i < now.n && !err; i++)
+		if (now.list[i].ino != t->rows.list[i].ino ||
+			wfs_compare_bytes(now.list[i].name, now.list[i].name_len,
+				t->rows.list[i].name, t->rows.list[i].name_len) != 0)
+			err = -EAGAIN;
+	wfs_settle_release_rows(&now);
+	return err;
+}
+
 int wfs_settle_record(struct wfs_settling *t)
 {
 	size_t gone = t->gone->n;
@@ -241,6 +258,8 @@ int wfs_settle_record(struct wfs_settling *t)
 	if (err)
 		return err;
 	err = check_unchanged(t);
+	if (!err)
+		err = check_rows(t);
 	if (!err)
 		err = wfs_settle_plan(t);
 	if (!err)

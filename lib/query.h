@@ -141,7 +141,7 @@
 	Q(TENSOR_GET, "SELECT ino, form FROM tensor WHERE dir = ? AND variant = ? AND name = ?")   \
 	Q(TENSOR_OF_FILE, "SELECT dir, variant, name, form FROM tensor WHERE ino = ?")             \
 	Q(TENSOR_ALL, "SELECT name, ino, dtype, shape, start, length FROM tensor "                 \
-		      "WHERE dir = ? AND variant = ? ORDER BY ino")                                \
+		      "WHERE dir = ? AND variant = ? ORDER BY ino, name")                                \
 	Q(TENSOR_DELETE, "DELETE FROM tensor WHERE dir = ? AND variant = ? AND name = ?")          \
 	Q(TENSOR_VARIANT, "SELECT variant FROM tensor WHERE dir = ? LIMIT 1")                      \
 	Q(TENSOR_VARIANT_NEXT, "SELECT variant FROM tensor WHERE dir = ? AND variant > ? "         \

@@ -546,6 +546,8 @@ static void free_store(struct wfs_store *s)
 	if (s->lock_fd >= 0)
 		close(s->lock_fd); /* and with it the lock, last of all */
 	pthread_mutex_destroy(&s->settle_lock);
+	for (size_t i = 0; i < WFS_PUT_LOCKS; i++)
+		pthread_mutex_destroy(&s->put_locks[i]);
 	pthread_mutex_destroy(&s->files_lock);
 	pthread_mutex_destroy(&s->flush_lock);
 	pthread_mutex_destroy(&s->flush_run_lock);
@@ -579,6 +581,8 @@ static struct wfs_store *new_store(const struct wfs_store_options *options)
 	s->dir_fd = -1;
 	s->lock_fd = -1;
 	pthread_mutex_init(&s->settle_lock, NULL);
+	for (size_t i = 0; i < WFS_PUT_LOCKS; i++)
+		pthread_mutex_init(&s->put_locks[i], NULL);
 	pthread_mutex_init(&s->files_lock, NULL);
 	pthread_mutex_init(&s->flush_lock, NULL);
 	pthread_mutex_init(&s->flush_run_lock, NULL);

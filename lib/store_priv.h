@@ -19,6 +19,7 @@
 #include "lib/store_time.h"
 
 #define WFS_FILE_BUCKETS 1024
+#define WFS_PUT_LOCKS 16
 
 /* Key in table meta: 1 if the disk that the store lies on did not punch a hole when it was last asked. */
 #define WFS_META_CANNOT_PUNCH "cannot_punch"
@@ -51,6 +52,7 @@ struct wfs_store {
 	struct wfs_models *models; /* lib/model.c; constant */
 	atomic_llong pending_tensors; /* rows of table tensor, or more: lib/model_write.h */
 	pthread_mutex_t settle_lock;  /* held by the one thread that makes shards anew; above all others */
+	pthread_mutex_t put_locks[WFS_PUT_LOCKS]; /* by directory: nothing is put there, see docs/locking.md */
 	uint64_t held[16];            /* under settle_lock: files that were waited for in vain */
 	size_t n_held;                /* so often */
 
