@@ -57,6 +57,7 @@ struct wfs_handle {
 	bool counted;    /* in its inode's wfs_io */
 	bool is_scratch; /* counted in fs/scratch.h */
 	int32_t backing; /* 0: reads and writes come to the driver */
+	atomic_int failed; /* -errno of the last write that failed */
 	atomic_bool wrote; /* since the gate last let it pass */
 	atomic_bool repacking;      /* a thread is at `repack` */
 	struct wfs_repack *repack;  /* of op_ioctl.c; NULL: none is under way */

@@ -177,8 +177,8 @@ void wfs_op_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 	note_writes(h);
 	if (h->backing && h->writes && wfs_store_is_lost(d->store)) {
 		err = -EIO; /* of what a program wrote itself it hears only here */
-	} else if (atomic_load(&h->wrote) || h->is_scratch) {
-		err = atomic_load(&h->wrote) ? wfs_gate_close(d->store, h->file, &why) : 0;
+	} else if (atomic_load(&h->wrote)) {
+		err = wfs_gate_close(d->store, h->file, &why);
 		if (!err && h->is_scratch)
 			err = wfs_view_flush(d, h);
 		if (!err)
@@ -282,6 +282,8 @@ void wfs_op_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, 
 		n = wfs_file_write(h->file, buf, size, (uint64_t)off);
 	while (wfs_work_try_again(&d->work, n, &tries));
 	atomic_store(&h->wrote, true);
+	if (n < 0)
+		atomic_store(&h->failed, (int)n);
 	if (n < 0)
 		fuse_reply_err(req, (int)-n);
 	else

@@ -133,10 +133,16 @@ void wfs_op_symlink(fuse_req_t req, const char *target, fuse_ino_t parent, const
 void wfs_op_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t newparent, const char *newname)
 {
 	struct wfs_driver *d = wfs_driver_of(req);
+	struct wfs_tensor_place place = { .name = NULL };
 	struct wfs_err why = WFS_ERR_INIT;
 	struct wfs_attr a;
 	int err;
 
+	if (wfs_inodes_get_tensor(&d->inodes, ino, &place) != 0) {
+		wfs_tensor_place_release(&place);
+		fuse_reply_err(req, EXDEV); /* it is a file in .tensors alone */
+		return;
+	}
 	wfs_view_settle(d, newparent);
 	err = wfs_gate_link(d->store, ino, newname, &why);
 	if (err == -EBADMSG)

@@ -175,7 +175,6 @@ bool wfs_scratch_open(struct wfs_scratches *t, uint64_t ino)
 	s = *slot_of_ino(t, ino);
 	if (s) {
 		s->handles++;
-		s->until_ns = s->over ? s->until_ns : 0;
 	}
 	pthread_mutex_unlock(&t->lock);
 	return s != NULL;
@@ -215,16 +214,34 @@ bool wfs_scratch_is_open(struct wfs_scratches *t, uint64_t ino)
 	return is_open;
 }
 
-bool wfs_scratch_is_put(struct wfs_scratches *t, uint64_t ino)
+void wfs_scratch_set_begun(struct wfs_scratches *t, uint64_t ino, unsigned ms)
 {
-	const struct wfs_scratch *s;
-	bool put;
+	struct wfs_scratch *s;
 
 	pthread_mutex_lock(&t->lock);
 	s = *slot_of_ino(t, ino);
-	put = s && s->put;
+	if (s) {
+		s->begun = true;
+		s->until_ns = now_ns() + (int64_t)ms * 1000000;
+	}
 	pthread_mutex_unlock(&t->lock);
-	return put;
+}
+
+uint64_t wfs_scratch_take(struct wfs_scratches *t, uint64_t dir, const char *variant,
+	const char *name, uint64_t except)
+{
+	struct wfs_scratch **p = &t->first;
+	uint64_t ino;
+
+	if (atomic_load(&t->n) == 0)
+		return 0;
+	pthread_mutex_lock(&t->lock);
+	while (*p && ((*p)->ino == except || (*p)->dir != dir || strcmp((*p)->name, name) != 0 ||
+			     !is_same_text((*p)->variant, variant)))
+		p = &(*p)->next;
+	ino = end_slot(t, p);
+	pthread_mutex_unlock(&t->lock);
+	return ino;
 }
 
 void wfs_scratch_set_put(struct wfs_scratches *t, uint64_t ino)
@@ -245,7 +262,7 @@ bool wfs_scratch_close(struct wfs_scratches *t, uint64_t ino, bool is_tensor)
 
 	pthread_mutex_lock(&t->lock);
 	slot = slot_of_ino(t, ino);
-	if (*slot && --(*slot)->handles == 0 && is_tensor) {
+	if (*slot && --(*slot)->handles == 0 && is_tensor && ((*slot)->put || !(*slot)->begun)) {
 		unneeded = !(*slot)->put;
 		end_slot(t, slot);
 	}

@@ -25,6 +25,7 @@ struct wfs_scratch {
 	uint64_t ino;
 	unsigned handles; /* open ones */
 	bool put;	  /* it is the model's */
+	bool begun;  /* it is no tensor yet, and whoever closed it comes back */
 	bool over;   /* there is a tensor of this name, which is what others see until it is put */
 	int32_t tid; /* over: the thread that has come to open it, and looks the name up once more
 		      */
@@ -61,7 +62,11 @@ int wfs_scratch_place(struct wfs_scratches *t, uint64_t ino, uint64_t *ret_dir, 
 	char **ret_name);
 /* Is it being written, or about to be, and not put yet? */
 bool wfs_scratch_is_open(struct wfs_scratches *t, uint64_t ino);
-bool wfs_scratch_is_put(struct wfs_scratches *t, uint64_t ino);
+/* It was closed, and is opened again within `ms` milliseconds. */
+void wfs_scratch_set_begun(struct wfs_scratches *t, uint64_t ino, unsigned ms);
+/* The inode of one of this name, other than `except`, whose entry has ended; 0: none. */
+uint64_t wfs_scratch_take(struct wfs_scratches *t, uint64_t dir, const char *variant,
+	const char *name, uint64_t except);
 void wfs_scratch_set_put(struct wfs_scratches *t, uint64_t ino);
 /* A handle fewer. `is_tensor`: its name is a tensor's. True: its entry has ended and it was not
  * put: nobody needs the file. */

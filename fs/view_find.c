@@ -90,6 +90,8 @@ bool wfs_view_decode(const char *name, enum wfs_tensor_form *ret_form, char *ret
 	};
 	size_t len = strlen(name), n = 0;
 
+	if (len > NAME_MAX)
+		return false;
 	if (!ends_with(name, len, NPY) && !ends_with(name, len, SAFETENSORS))
 		return false;
 	*ret_form = ends_with(name, len, NPY) ? WFS_TENSOR_NPY : WFS_TENSOR_SAFETENSORS;
@@ -172,7 +174,7 @@ int wfs_view_find_root(
 
 	if (d->options->views == WFS_VIEWS_OFF ||
 		(!is_shards && strncmp(name, TENSORS, strlen(TENSORS)) != 0) ||
-		(*rest && (*rest != '@' || !rest[1])))
+		(*rest && (*rest != '@' || !rest[1])) || strlen(name) > NAME_MAX)
 		return 0;
 	*ret = (struct wfs_view_child){
 		.key = {.kind = is_shards ? WFS_VIEW_SHARDS : WFS_VIEW_TENSORS, .ino = dir}};
@@ -399,6 +401,8 @@ int wfs_view_find(struct wfs_driver *d, const struct wfs_view_key *parent, const
 	int32_t tid, struct wfs_view_child *ret)
 {
 	*ret = (struct wfs_view_child){.model = NULL};
+	if (strlen(name) > NAME_MAX)
+		return -ENAMETOOLONG;
 	switch (parent->kind) {
 	case WFS_VIEW_TENSORS:
 		return find_tensor(d, parent, name, tid, ret);

@@ -141,13 +141,14 @@ void wfs_view_op_setattr(
 	fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set, struct fuse_file_info *fi)
 {
 	const struct wfs_view_node *node = wfs_view_node(&wfs_driver_of(req)->views, ino);
-	const int owner_or_size = FUSE_SET_ATTR_SIZE | FUSE_SET_ATTR_UID | FUSE_SET_ATTR_GID;
+	bool is_tensor = node && node->key.kind == WFS_VIEW_TENSOR;
+	bool is_tensors = node && node->key.kind == WFS_VIEW_TENSORS;
 
 	(void)attr;
-	if (node && node->key.kind == WFS_VIEW_TENSOR && !(to_set & owner_or_size))
+	if ((is_tensor || is_tensors) && !(to_set & FUSE_SET_ATTR_SIZE))
 		wfs_view_op_getattr(req, ino, fi);
 	else
-		fuse_reply_err(req, node && node->key.kind == WFS_VIEW_TENSOR ? EPERM : EROFS);
+		fuse_reply_err(req, is_tensor ? EPERM : EROFS);
 }
 
 /* ---- files ---- */

@@ -43,14 +43,14 @@ void wfs_view_op_setxattr(
 	(void)value;
 	(void)size;
 	(void)flags;
-	fuse_reply_err(req, EROFS);
+	fuse_reply_err(req, EOPNOTSUPP);
 }
 
 void wfs_view_op_removexattr(fuse_req_t req, fuse_ino_t ino, const char *name)
 {
 	(void)ino;
 	(void)name;
-	fuse_reply_err(req, EROFS);
+	fuse_reply_err(req, EOPNOTSUPP);
 }
 
 void wfs_view_op_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
@@ -68,12 +68,15 @@ void wfs_view_op_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse
 	fuse_reply_err(req, 0);
 }
 
+/* What was put is a row, and a file that is to be durable before it: lib/model_write.h. */
 void wfs_view_op_fsyncdir(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi)
 {
+	struct wfs_driver *d = wfs_driver_of(req);
+
 	(void)ino;
 	(void)datasync;
 	(void)fi;
-	fuse_reply_err(req, 0);
+	fuse_reply_err(req, wfs_store_is_read_only(d->store) ? 0 : -wfs_store_sync(d->store));
 }
 
 void wfs_view_op_ioctl(fuse_req_t req, fuse_ino_t ino, unsigned int cmd, void *arg,

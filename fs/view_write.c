@@ -32,11 +32,14 @@ void wfs_view_settle(struct wfs_driver *d, uint64_t dir)
 {
 	struct wfs_gone gone = {.inos = NULL};
 	struct wfs_err why = WFS_ERR_INIT;
-	int err;
+	int err, tries = 0;
 
 	if (!wfs_model_is_pending(d->store, dir))
 		return;
-	err = wfs_model_settle(d->store, dir, &gone, &why);
+	do {
+		wfs_err_clear(&why);
+		err = wfs_model_settle(d->store, dir, &gone, &why);
+	} while (wfs_work_try_again(&d->work, err, &tries));
 	if (err)
 		wfs_log(&d->log, "tensors of inode %llu wait: %s", (unsigned long long)dir,
 			why.reason ? why.text : strerror(-err));
@@ -168,6 +171,9 @@ static void note_error(struct wfs_driver *d, const struct wfs_model_name *to, co
 	else
 		snprintf(text, sizeof(text), "%s: %s (at byte %llu)", why->reason, why->text,
 			(unsigned long long)why->offset);
+	for (char *p = text; *p; p++)
+		if ((unsigned char)*p < 0x20 || *p == 0x7f)
+			*p = '?';
 	wfs_log(&d->log, "tensor refused: inode %llu: %s: %s", (unsigned long long)to->dir, name,
 		text);
 	set_error(d, to->dir, to->variant, name, text);
@@ -175,9 +181,12 @@ static void note_error(struct wfs_driver *d, const struct wfs_model_name *to, co
 
 /* ---- putting ---- */
 
-/* File `ino` becomes what the name `name` in .tensors says. */
-static int put(
-	struct wfs_driver *d, uint64_t dir, const char *variant, const char *name, uint64_t ino)
+/*
+ * File `ino` becomes what the name `name` in .tensors says. `begins`: -EINPROGRESS, and no complaint, where it
+ * has a header alone.
+ */
+static int put_or_begin(
+	struct wfs_driver *d, uint64_t dir, const char *variant, const char *name, uint64_t ino, bool begins)
 {
 	char tensor[NAME_MAX + 1];
 	struct wfs_model_name to = {dir, variant, tensor, 0};
@@ -189,12 +198,39 @@ static int put(
 	if (!wfs_view_decode(name, &form, tensor, &to.tensor_len))
 		return -EINVAL;
 	err = wfs_model_put(d->store, &to, form, ino, &gone, &why);
-	if (err)
+	if (err == -EINPROGRESS && !begins)
+		err = -EBADMSG;
+	if (err && err != -EINPROGRESS)
 		note_error(d, &to, name, &why);
 	else
 		set_error(d, dir, variant, name, NULL);
 	give_up(d, &gone);
 	return err;
+}
+
+static int put(
+	struct wfs_driver *d, uint64_t dir, const char *variant, const char *name, uint64_t ino)
+{
+	return put_or_begin(d, dir, variant, name, ino, false);
+}
+
+/* Whoever writes files for this tensor, but for `ino`, writes to what has no name any more. */
+static void detach_others(
+	struct wfs_driver *d, uint64_t dir, const char *variant, const char *name, uint64_t ino)
+{
+	char tensor[NAME_MAX + 1], other[NAME_MAX + 1];
+	enum wfs_tensor_form form;
+	uint64_t writer;
+	size_t len;
+
+	if (!wfs_view_decode(name, &form, tensor, &len))
+		return;
+	for (form = WFS_TENSOR_NPY; form <= WFS_TENSOR_SAFETENSORS; form++) {
+		if (!wfs_view_encode(tensor, len, form, other))
+			continue;
+		while ((writer = wfs_scratch_take(&d->scratches, dir, variant, other, ino)))
+			wfs_inode_gone(d, writer);
+	}
 }
 
 static bool is_tensor_name(const char *name)
@@ -206,31 +242,25 @@ static bool is_tensor_name(const char *name)
 	return wfs_view_decode(name, &form, tensor, &len);
 }
 
-/* Also who has not written anything is told that an empty file is no tensor. */
-static bool is_to_be_put(struct wfs_driver *d, struct wfs_handle *h, const char *name)
-{
-	uint64_t size;
-
-	if (!is_tensor_name(name) || !h->writes)
-		return false;
-	return atomic_load(&h->wrote) ||
-	       (!wfs_scratch_is_put(&d->scratches, wfs_file_ino(h->file)) &&
-		       wfs_file_size(h->file, &size) == 0 && size == 0);
-}
-
 int wfs_view_flush(struct wfs_driver *d, struct wfs_handle *h)
 {
 	WFS_AUTO_FREE char *variant = NULL;
 	WFS_AUTO_FREE char *name = NULL;
 	uint64_t dir, ino = wfs_file_ino(h->file);
+	int failed = atomic_load(&h->failed);
 	int found = wfs_scratch_place(&d->scratches, ino, &dir, &variant, &name);
 
-	if (found <= 0 || !is_to_be_put(d, h, name))
+	if (found <= 0 || !is_tensor_name(name))
 		return WFS_MIN(found, 0);
-	found = put(d, dir, variant, name, ino);
+	/* A program that makes the file, and comes back to fill it (numpy.lib.format.open_memmap), opens it to read, too. */
+	found = put_or_begin(d, dir, variant, name, ino, h->reads);
 	if (found == 0)
 		wfs_scratch_set_put(&d->scratches, ino);
-	return found;
+	if (found == -EINPROGRESS) {
+		wfs_scratch_set_begun(&d->scratches, ino, COMES_MS);
+		return 0;
+	}
+	return found == -EBADMSG && failed ? failed : found;
 }
 
 void wfs_view_released(struct wfs_driver *d, struct wfs_handle *h)
@@ -380,7 +410,10 @@ void wfs_view_op_create(
 	} out;
 	struct wfs_handle *h;
 	struct wfs_attr a;
-	int err = !node ? -ESTALE : node->key.kind != WFS_VIEW_TENSORS ? -EROFS : 0;
+	int err = !node				      ? -ESTALE
+		  : node->key.kind != WFS_VIEW_TENSORS ? -EROFS
+		  : strlen(name) > NAME_MAX	      ? -ENAMETOOLONG
+						      : 0;
 
 	if (!err)
 		err = create(req, &node->key, name, mode, flags, &a, &h);
@@ -412,12 +445,13 @@ void wfs_view_op_unlink(fuse_req_t req, fuse_ino_t parent, const char *name)
 	bool had = false;
 	int err = !node ? -ESTALE : node->key.kind != WFS_VIEW_TENSORS ? -EROFS : 0;
 
-	if (!err &&
-		wfs_scratch_find(&d->scratches, node->key.ino, node->key.variant, name, 0, &ino)) {
+	if (!err && wfs_scratch_find(&d->scratches, node->key.ino, node->key.variant, name, 0, &ino)) {
 		had = true;
 		wfs_scratch_remove(&d->scratches, ino);
 		wfs_inode_gone(d, ino);
 	}
+	if (!err)
+		detach_others(d, node->key.ino, node->key.variant, name, 0);
 	if (!err && wfs_view_decode(name, &form, tensor, &which.tensor_len)) {
 		which.dir = node->key.ino;
 		which.variant = node->key.variant;
@@ -431,13 +465,27 @@ void wfs_view_op_unlink(fuse_req_t req, fuse_ino_t parent, const char *name)
 
 /* ---- other names ---- */
 
+/* What was put and is in no shard yet is put under the other name as well. 1: done; 0: it does not wait. */
+static int put_same(struct wfs_driver *d, const struct wfs_model_name *from,
+	const struct wfs_view_key *to, const char *new_name, enum wfs_tensor_form form,
+	uint64_t *ret_ino)
+{
+	enum wfs_tensor_form had;
+	int found = wfs_model_pending(d->store, from, ret_ino, &had);
+
+	if (found != WFS_PENDING_PUT || had != form)
+		return WFS_MIN(found, 0);
+	found = put(d, to->ino, to->variant, new_name, *ret_ino);
+	return found ? found : 1;
+}
+
 /* A tensor under one name is to have another, too: a file of its bytes is put there. */
 static int put_again(fuse_req_t req, const struct wfs_model_name *from,
 	const struct wfs_view_key *to, const char *new_name, uint64_t *ret_ino)
 {
 	struct wfs_new new = new_file(req, 0644);
 	struct wfs_driver *d = wfs_driver_of(req);
-	struct wfs_gone gone = {.inos = NULL};
+	struct wfs_gone gone = { .inos = NULL };
 	char tensor[NAME_MAX + 1];
 	enum wfs_tensor_form form;
 	size_t len;
@@ -445,14 +493,19 @@ static int put_again(fuse_req_t req, const struct wfs_model_name *from,
 
 	if (!wfs_view_decode(new_name, &form, tensor, &len))
 		return -EINVAL; /* a name that is no tensor's */
-	err = wfs_model_clone(d->store, from, form, &new, ret_ino, &gone, NULL);
-	give_up(d, &gone);
-	if (err)
-		return err == -EOPNOTSUPP ? -EINVAL : err;
-	err = put(d, to->ino, to->variant, new_name, *ret_ino);
-	if (err)
-		wfs_inode_gone(d, *ret_ino);
-	return err;
+	err = put_same(d, from, to, new_name, form, ret_ino);
+	if (err == 0) {
+		err = wfs_model_clone(d->store, from, form, &new, ret_ino, &gone, NULL);
+		give_up(d, &gone);
+		if (err)
+			return err == -EOPNOTSUPP ? -EINVAL : err;
+		err = put(d, to->ino, to->variant, new_name, *ret_ino);
+		if (err)
+			wfs_inode_gone(d, *ret_ino);
+	}
+	if (err >= 0)
+		detach_others(d, to->ino, to->variant, new_name, *ret_ino);
+	return WFS_MIN(err, 0);
 }
 
 /* A file that is written, or was written under a name of no tensor. */
@@ -467,8 +520,10 @@ static int rename_scratch(
 	err = wfs_scratch_rename(&d->scratches, ino, to->ino, to->variant, new_name, &replaced);
 	if (replaced)
 		wfs_inode_gone(d, replaced);
-	if (!err && is_tensor_name(new_name))
+	if (!err && is_tensor_name(new_name)) {
 		wfs_scratch_end_if_unused(&d->scratches, ino);
+		detach_others(d, to->ino, to->variant, new_name, ino);
+	}
 	return err;
 }
 
@@ -481,7 +536,7 @@ static int rename_tensor(fuse_req_t req, const struct wfs_view_key *from, const 
 	struct wfs_gone gone = {.inos = NULL};
 	enum wfs_tensor_form form;
 	size_t new_len;
-	uint64_t ino;
+	uint64_t ino, replaced;
 	int err;
 
 	if (!wfs_view_decode(name, &form, tensor, &old.tensor_len))
@@ -492,6 +547,9 @@ static int rename_tensor(fuse_req_t req, const struct wfs_view_key *from, const 
 		new_len == old.tensor_len && memcmp(tensor, new_tensor, new_len) == 0)
 		return 0;
 	err = put_again(req, &old, to, new_name, &ino);
+	/* Who still has the file open writes to it under its new name. */
+	if (!err)
+		wfs_scratch_rename(&d->scratches, ino, to->ino, to->variant, new_name, &replaced);
 	if (!err)
 		err = wfs_model_remove(d->store, &old, &gone, NULL);
 	give_up(d, &gone);
@@ -510,7 +568,9 @@ void wfs_view_op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fus
 	uint64_t ino;
 	int err = 0;
 
-	if (!from || !to)
+	if (strlen(newname) > NAME_MAX)
+		err = -ENAMETOOLONG;
+	else if (!from || !to)
 		err = -EXDEV; /* mv(1) copies then */
 	else if (from->key.kind != WFS_VIEW_TENSORS || to->key.kind != WFS_VIEW_TENSORS)
 		err = -EROFS;

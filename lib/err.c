@@ -18,6 +18,7 @@ static void make_printable(char *text)
 }
 
 /* What is too long, mostly for a path, loses its middle: the end says what is wrong. */
+WFS_PRINTF(3, 0)
 static void format(char *buf, size_t size, const char *fmt, va_list ap)
 {
 	static const char cut[] = " ... ";

@@ -34,6 +34,7 @@ struct wfs_file {
 	unsigned writers;            /* handles that may write, and operations that do */
 	bool changing;               /* its content is being replaced */
 	bool sealing;                /* a seal is at work */
+	bool was_waited_for;         /* by a settling, in vain: lib/model_settle.c */
 	unsigned pins;               /* lib/pin.c */
 	unsigned pins_to_read;       /* of these */
 	bool hollow;                 /* the pinned data file is closed off, and not where the bytes are */

@@ -48,7 +48,13 @@ static int read_shard(
 	struct wfs_model *m, const struct wfs_model_file *file, struct wfs_model_shard *shard)
 {
 	struct wfs_err why = WFS_ERR_INIT;
-	int err = content_of(m, file->attr.ino, &shard->content);
+	int err;
+
+	if (!S_ISREG(file->attr.mode)) {
+		leave_out(m, file->name, "it is no regular file");
+		return 0;
+	}
+	err = content_of(m, file->attr.ino, &shard->content);
 
 	if (!err)
 		err = wfs_content_header(shard->content, &shard->header, &shard->st, &why);
@@ -86,8 +92,11 @@ static int read_index(struct wfs_model *m, const struct wfs_model_file *file, st
 	WFS_AUTO_FREE char *text = NULL;
 	struct wfs_content *c = NULL;
 	uint64_t size;
-	ssize_t n = content_of(m, file->attr.ino, &c);
+	ssize_t n;
 
+	if (!S_ISREG(file->attr.mode))
+		return wfs_err_set(err, -EBADMSG, "index-no-file", WFS_NO_OFFSET, "it is no regular file");
+	n = content_of(m, file->attr.ino, &c);
 	if (n)
 		return n == -ENOENT ? -EAGAIN : (int)n;
 	n = wfs_content_size(c, &size);
@@ -179,7 +188,7 @@ static int follow_index(struct wfs_model *m, struct wfs_scan *scan)
 		if (err == -ENOENT) {
 			m->may_change = true; /* it may come, and no scan would show it */
 			err = 0;
-		} else if (!err && S_ISREG(a.mode)) {
+		} else if (!err) {
 			err = wfs_scan_add(scan, names[i], &a, &parsed);
 		}
 	}
@@ -187,11 +196,26 @@ static int follow_index(struct wfs_model *m, struct wfs_scan *scan)
 		return err;
 	if (is_any_named(scan, names, n)) {
 		keep_named(scan, names, n);
+		if (scan->n < n)
+			leave_out(m, "the index", "names shards that are not there");
 		return 0;
 	}
 	wfs_shard_index_release(&m->index);
 	m->has_index = false;
 	return 0;
+}
+
+/* Of several sets ("of 2", "of 3") each has to be whole. */
+static void count_shards(struct wfs_model *m, const struct wfs_scan *scan)
+{
+	for (size_t i = 0, end; i < scan->n; i = end) {
+		uint32_t count = scan->files[i].parsed.count;
+
+		for (end = i + 1; end < scan->n && scan->files[end].parsed.count == count; end++)
+			;
+		if (count && end - i < count)
+			leave_out(m, scan->files[i].name, "shards are missing beside it");
+	}
 }
 
 static int read_shards(struct wfs_model *m, const struct wfs_scan *scan)
@@ -469,6 +493,8 @@ static int load(struct wfs_model *m, struct wfs_scan *scan)
 		if (ret == 0)
 			ret = follow_index(m, scan);
 	}
+	if (ret >= 0 && !m->has_index)
+		count_shards(m, scan);
 	if (ret >= 0)
 		ret = read_shards(m, scan);
 	return ret ? ret : list_tensors(m);

@@ -6,8 +6,6 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include <jansson.h>
-
 #include "lib/manifest.h"
 #include "lib/shard_plan.h"
 
@@ -52,7 +50,8 @@ static int part_of_model(
 		.dtype = tensor->dtype,
 		.ndim = tensor->ndim,
 		.length = tensor->end - tensor->begin,
-		.shard = t->m->tensors[i].shard};
+		.shard = t->m->tensors[i].shard,
+		.old = t->m->tensors[i].shard};
 	if (!ret->name)
 		return -ENOMEM;
 	if (ret->length)
@@ -63,18 +62,20 @@ static int part_of_model(
 /* The shape of a row: what lib/model_put.c wrote. */
 static int parse_shape(const char *text, uint64_t **ret, uint32_t *ret_ndim)
 {
-	json_t *list = json_loads(text, 0, NULL);
-	size_t n = json_array_size(list);
-	int err = json_is_array(list) ? 0 : -EUCLEAN;
+	size_t n = 0;
+	uint64_t *shape = reallocarray(NULL, strlen(text) / 2 + 1, sizeof(*shape));
 
-	*ret = err ? NULL : reallocarray(NULL, n + 1, sizeof(**ret));
-	if (!err && !*ret)
-		err = -ENOMEM;
-	for (size_t i = 0; i < n && !err; i++)
-		(*ret)[i] = (uint64_t)json_integer_value(json_array_get(list, i));
+	if (!shape)
+		return -ENOMEM;
+	for (const char *at = strpbrk(text, "0123456789"); at; at = strpbrk(at, "0123456789")) {
+		char *end;
+
+		shape[n++] = strtoull(at, &end, 10);
+		at = end;
+	}
+	*ret = shape;
 	*ret_ndim = (uint32_t)n;
-	json_decref(list);
-	return err;
+	return 0;
 }
 
 /*
@@ -186,8 +187,9 @@ static int merge(struct wfs_settling *t, struct wfs_settle_row **by_name, size_t
 			ids = NULL;
 			err = wfs_manifest_ids(
 				&t->store->db, t->m->shards[shard].content->manifest, &ids, &n);
-			if (!err && n <= wfs_model_place(t->m, i))
-				err = -EFBIG; /* more tensors than the seal splits */
+			/* One object alone: more tensors than the seal splits. */
+			if (!err && n < 2 && t->m->shards[shard].st.data_len > 0)
+				err = -EFBIG;
 			if (err)
 				break;
 		}
@@ -328,6 +330,11 @@ static void connect(struct wfs_settling *t, const uint32_t *map)
 	for (uint32_t i = 0; i < t->m->n_shards; i++)
 		if (map && map[i] != UINT32_MAX)
 			t->shards[map[i]].old = &t->m->shards[i];
+	/* Planned again, a shard goes on from the one that had its name. */
+	for (uint32_t i = 0; i < t->n_shards && !map; i++)
+		for (uint32_t k = 0; k < t->m->n_shards; k++)
+			if (strcmp(t->shards[i].name, t->m->shards[k].name) == 0)
+				t->shards[i].old = &t->m->shards[k];
 }
 
 /* Mode and owner: of the old shard, or of any of the model's, or of the file that a tensor was put
@@ -352,7 +359,6 @@ static int name_shards(struct wfs_settling *t)
 	for (uint32_t i = 0; i < t->n_shards && !err; i++) {
 		struct wfs_settle_shard *shard = &t->shards[i];
 
-		choose_like(t, shard);
 		if (keeps && shard->old)
 			snprintf(shard->name, sizeof(shard->name), "%s", shard->old->name);
 		else
@@ -368,9 +374,12 @@ static bool is_same(const struct wfs_settling *t, const struct wfs_settle_shard 
 	if (!shard->old || strcmp(shard->old->name, shard->name) != 0 ||
 		shard->old->st.n_tensors != shard->n)
 		return false;
-	for (size_t i = 0; i < shard->n; i++)
-		if (t->parts[t->order[shard->first + i]].is_new)
+	for (size_t i = 0; i < shard->n; i++) {
+		const struct wfs_settle_part *p = &t->parts[t->order[shard->first + i]];
+
+		if (p->is_new || &t->m->shards[p->old] != shard->old)
 			return false;
+	}
 	return true;
 }
 
@@ -386,10 +395,15 @@ static int lay_out(struct wfs_settling *t)
 		err = group(t);
 	if (err)
 		return err;
-	connect(t, map);
+	if (map)
+		connect(t, map);
 	err = name_shards(t);
-	for (uint32_t i = 0; i < t->n_shards && !err && !t->replan; i++)
+	if (!err && !map)
+		connect(t, NULL);
+	for (uint32_t i = 0; i < t->n_shards && !err; i++) {
+		choose_like(t, &t->shards[i]);
 		t->shards[i].is_same = is_same(t, &t->shards[i]);
+	}
 	return err;
 }
 

@@ -39,6 +39,9 @@ const char *wfs_scan_base(const struct wfs_scan *scan);
 void wfs_scan_keep_base(struct wfs_scan *scan, const char *base);
 void wfs_model_files_free(struct wfs_model_file *files, size_t n);
 
+/* The next variant behind `after` (NULL: the first) that files of the directory have: 1 with *ret, to be freed; 0. */
+int wfs_scan_next_variant(struct wfs_store *s, uint64_t dir, const char *after, char **ret);
+
 /* ---- model_view.c ---- */
 
 void wfs_cuts_free(struct wfs_cut *cuts); /* a list; NULL is allowed */

@@ -45,14 +45,11 @@ static int scan_entry(void *ctx, const struct wfs_dirent *entry)
 	if (!wfs_shard_name_parse(entry->name, &parsed) ||
 		!wfs_is_same_text(parsed.has_variant ? parsed.variant : NULL, scan->variant))
 		return 0;
-	if (S_ISREG(entry->mode))
-		return wfs_scan_add(scan, entry->name, &entry->attr, &parsed);
 	/* A cache of the Hugging Face hub has links to its blobs. */
 	if (S_ISLNK(entry->mode) &&
-		wfs_name_follow(scan->store, scan->dir, entry->name, &target) == 0 &&
-		S_ISREG(target.mode))
+		wfs_name_follow(scan->store, scan->dir, entry->name, &target) == 0)
 		return wfs_scan_add(scan, entry->name, &target, &parsed);
-	return 0;
+	return wfs_scan_add(scan, entry->name, &entry->attr, &parsed);
 }
 
 /* The whole before its parts, and these by number; the index last. */
@@ -129,4 +126,47 @@ void wfs_scan_keep_base(struct wfs_scan *scan, const char *base)
 			free(scan->files[i].name);
 	}
 	scan->n = kept;
+}
+
+/* ---- variants ---- */
+
+/* The smallest behind `after`. */
+struct variants {
+	const char *after;
+	char *found; /* owned */
+	uint64_t last;
+	size_t seen;
+};
+
+static int look_at_variant(void *ctx, const struct wfs_dirent *entry)
+{
+	struct variants *v = ctx;
+	struct wfs_shard_name parsed;
+
+	v->last = entry->id;
+	v->seen++;
+	if (!wfs_shard_name_parse(entry->name, &parsed) || !parsed.has_variant ||
+		(v->after && strcmp(parsed.variant, v->after) <= 0) ||
+		(v->found && strcmp(parsed.variant, v->found) >= 0))
+		return 0;
+	free(v->found);
+	v->found = strdup(parsed.variant);
+	return v->found ? 0 : -ENOMEM;
+}
+
+int wfs_scan_next_variant(struct wfs_store *s, uint64_t dir, const char *after, char **ret)
+{
+	struct variants v = { .after = after };
+	int err;
+
+	do {
+		v.seen = 0;
+		err = wfs_name_readdir(s, dir, v.last, ENTRIES_AT_ONCE, false, look_at_variant, &v);
+	} while (err == 0 && v.seen == ENTRIES_AT_ONCE);
+	if (err || !v.found) {
+		free(v.found);
+		return err;
+	}
+	*ret = v.found;
+	return 1;
 }

@@ -12,7 +12,7 @@
 
 #define MOST_TRIES 20
 #define TRIES_BESIDE 4 /* of them, while others put tensors there */
-#define BUSY_MS 2000   /* for which a file whose close has returned may still count as open */
+#define BUSY_MS 200   /* for which a file whose close has returned may still count as open */
 
 void wfs_settle_release_rows(struct wfs_settle_rows *rows)
 {
@@ -92,19 +92,33 @@ int wfs_settle_rows(
 
 /* ---- their files are to be sealed ---- */
 
-/* Does somebody write it, or has it open to? Who only seals it is waited for. */
-static bool is_written(struct wfs_store *s, uint64_t ino)
+/*
+ * Does somebody write it, or has it open to? Who only seals it is waited for. *ret_known: it was waited for
+ * before, in vain, since it was opened.
+ */
+static bool is_written(struct wfs_store *s, uint64_t ino, bool give_up, bool *ret_known)
 {
 	struct wfs_file *f;
 	bool written;
 
+	*ret_known = false;
 	if (wfs_file_get(s, ino, &f) != 0)
 		return false;
 	pthread_mutex_lock(&f->lock);
 	written = f->writers > 0 || f->changing || !f->sealing;
+	*ret_known = f->was_waited_for;
+	f->was_waited_for |= written && give_up;
 	pthread_mutex_unlock(&f->lock);
 	wfs_file_unref(f);
 	return written;
+}
+
+static int64_t now_ms(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
 }
 
 static void sleep_ms(long ms)
@@ -114,29 +128,17 @@ static void sleep_ms(long ms)
 	nanosleep(&time, NULL);
 }
 
-/* Somebody keeps it open: that is waited for once. */
-static bool is_held(const struct wfs_store *s, uint64_t ino)
-{
-	for (size_t i = 0; i < WFS_ARRAY_SIZE(s->held); i++)
-		if (s->held[i] == ino)
-			return true;
-	return false;
-}
-
 /* 0: sealed; 1: it is still written; -errno. */
-static int seal_file(struct wfs_store *s, uint64_t ino, int *waited)
+static int seal_file(struct wfs_store *s, uint64_t ino, int64_t until)
 {
 	int ret;
 
 	while ((ret = wfs_seal(s, ino, NULL)) == -EBUSY || ret == -ETXTBSY) {
-		bool written = is_written(s, ino);
+		bool is_over = now_ms() >= until;
+		bool known, written = is_written(s, ino, is_over, &known);
 
-		if (written && is_held(s, ino))
+		if (written && (known || is_over))
 			return 1;
-		if (written && ++*waited > BUSY_MS) {
-			s->held[s->n_held++ % WFS_ARRAY_SIZE(s->held)] = ino;
-			return 1;
-		}
 		sleep_ms(1);
 	}
 	return ret;
@@ -160,11 +162,11 @@ static int seal_small_files(struct wfs_store *s, const struct wfs_settle_rows *r
 
 static int seal_files(struct wfs_store *s, struct wfs_settle_rows *rows)
 {
-	int waited = 0; /* for all of them together, ms */
+	int64_t until = now_ms() + BUSY_MS; /* for all of them together */
 
 	seal_small_files(s, rows);
 	for (size_t i = 0; i < rows->n; i++) {
-		int ret = rows->list[i].ino ? seal_file(s, rows->list[i].ino, &waited) : 0;
+		int ret = rows->list[i].ino ? seal_file(s, rows->list[i].ino, until) : 0;
 
 		if (ret < 0)
 			return ret;
@@ -355,6 +357,26 @@ int wfs_model_settle_all(struct wfs_store *s, struct wfs_gone *gone)
 	return found < 0 ? found : ret;
 }
 
+/* Of the models in the directory each. */
+static int reshard_all(struct wfs_store *s, uint64_t dir, struct wfs_gone *gone, struct wfs_err *err)
+{
+	char *variant = NULL;
+	int ret = settle_variant(s, dir, "", true, gone, err);
+
+	while (ret == 0) {
+		char *next = NULL;
+
+		ret = wfs_scan_next_variant(s, dir, variant, &next);
+		free(variant);
+		variant = next;
+		if (ret <= 0)
+			break;
+		ret = settle_variant(s, dir, variant, true, gone, err);
+	}
+	free(variant);
+	return WFS_MIN(ret, 0);
+}
+
 int wfs_model_reshard(struct wfs_store *s, uint64_t dir, struct wfs_gone *gone, struct wfs_err *err)
 {
 	int ret;
@@ -362,7 +384,7 @@ int wfs_model_reshard(struct wfs_store *s, uint64_t dir, struct wfs_gone *gone, 
 	pthread_mutex_lock(&s->settle_lock);
 	ret = settle_directory(s, dir, gone, err);
 	if (!ret)
-		ret = settle_variant(s, dir, "", true, gone, err);
+		ret = reshard_all(s, dir, gone, err);
 	wfs_model_count_pending(s);
 	pthread_mutex_unlock(&s->settle_lock);
 	return ret;

@@ -18,6 +18,7 @@ struct wfs_settle_part {
 	uint32_t ndim;
 	uint64_t object;      /* 0: it has no bytes */
 	uint64_t length;      /* bytes */
+	uint32_t old;   /* the old shard that it is in, unless is_new */
 	uint32_t shard;	      /* of the new ones */
 	bool is_new;	      /* its bytes are not those that the old shard has under this name */
 	struct wfs_attr from; /* is_new: of the file that it was put by */

@@ -1,6 +1,7 @@
 /* lib/model_settle.h: shards and index are written, and take the places of the old ones. */
 #include <errno.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "lib/model_settle.h"
 
@@ -10,6 +11,7 @@
 static int set_name(struct wfs_settling *t, const char *name, uint64_t ino)
 {
 	struct wfs_db *db = &t->store->db;
+	struct wfs_attr a;
 	uint64_t id, old;
 	sqlite3_stmt *row;
 	int found = wfs_db_first(db, WFS_Q_NAME_FIND, &row, "ib", t->m->dir, name, strlen(name));
@@ -21,6 +23,12 @@ static int set_name(struct wfs_settling *t, const char *name, uint64_t ino)
 	id = (uint64_t)sqlite3_column_int64(row, 0);
 	old = (uint64_t)sqlite3_column_int64(row, 1);
 	wfs_db_done(row);
+	found = wfs_inode_get(t->store, old, &a);
+	if (found <= 0)
+		return found ? found : -EUCLEAN;
+	if (!S_ISREG(a.mode) && !S_ISLNK(a.mode))
+		return wfs_err_set(t->err, -EBUSY, "shard-name-taken", WFS_NO_OFFSET,
+			"%s is no regular file", name);
 	found = wfs_db_run(db, WFS_Q_NAME_SET_INO, "ii", ino, id);
 	return found ? found : wfs_model_unlink_inode(t->store, old, t->gone);
 }
@@ -233,6 +241,15 @@ static int write_all(struct wfs_settling *t)
 			     t->m->dir);
 }
 
+/* Has the directory been removed? Then what waits for it goes, too. 1, 0 or -errno. */
+static int is_removed(struct wfs_settling *t)
+{
+	struct wfs_attr a;
+	int found = wfs_inode_get(t->store, t->m->dir, &a);
+
+	return found < 0 ? found : !found || a.nlink == 0;
+}
+
 /* Is what waits what was read? */
 static int check_rows(struct wfs_settling *t)
 {
@@ -257,7 +274,11 @@ int wfs_settle_record(struct wfs_settling *t)
 
 	if (err)
 		return err;
-	err = check_unchanged(t);
+	err = is_removed(t);
+	if (err > 0)
+		return wfs_db_end(&t->store->db, drop_rows(t));
+	if (!err)
+		err = check_unchanged(t);
 	if (!err)
 		err = check_rows(t);
 	if (!err)

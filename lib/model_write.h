@@ -41,6 +41,7 @@ struct wfs_gone {
 /*
  * The file `ino` (regular, without a name, or one that it was put under before) is the tensor.
  * In big-endian or Fortran order its bytes are converted into another file, and `ino` is gone.
+ * -EINPROGRESS, with a reason: an npy file that has its header and no data yet. -ENOENT: the directory was removed.
  * -EBADMSG with a reason: it is no such file (npy-…, what lib/safetensors.h has, tensor-count,
  * tensor-name); -EBUSY with a reason: the directory has shards that are left out (lib/model.h),
  * which would be replaced. Nothing has changed then.

@@ -70,7 +70,7 @@ int wfs_recover_flush_dirty(struct wfs_store *s)
 }
 
 /* Data files are made before their row is committed; at most these are without one. */
-static int remove_uncommitted(struct wfs_store *s)
+int wfs_recover_uncommitted(struct wfs_store *s)
 {
 	uint64_t last = 0;
 	int ret = wfs_db_begin_read(&s->db);
@@ -173,7 +173,7 @@ int wfs_recover(struct wfs_store *s, struct wfs_err *err)
 	if (!ret)
 		ret = doom_filling(s);
 	if (!ret)
-		ret = remove_uncommitted(s);
+		ret = wfs_recover_uncommitted(s);
 	if (!ret)
 		ret = judge_dirty(s, &dirty);
 	if (!ret && (orphans || dirty))

@@ -21,6 +21,9 @@ int wfs_recover(struct wfs_store *s, struct wfs_err *err);
 /* Drop every inode that has no name. Nobody may have a file in use. */
 int wfs_recover_orphans(struct wfs_store *s);
 
+/* Remove data files that were made in a transaction that was not committed (a crash, a full disk). */
+int wfs_recover_uncommitted(struct wfs_store *s);
+
 /* Make the bytes of every dirty file durable. */
 int wfs_recover_flush_dirty(struct wfs_store *s);
 

@@ -649,6 +649,9 @@ static int finish(struct wfs_store *s)
 	e = wfs_collect(s);
 	if (!ret)
 		ret = e;
+	e = wfs_recover_uncommitted(s);
+	if (!ret)
+		ret = e;
 	e = wfs_recover_flush_dirty(s);
 	if (!ret)
 		ret = e;

@@ -53,8 +53,6 @@ struct wfs_store {
 	atomic_llong pending_tensors; /* rows of table tensor, or more: lib/model_write.h */
 	pthread_mutex_t settle_lock;  /* held by the one thread that makes shards anew; above all others */
 	pthread_mutex_t put_locks[WFS_PUT_LOCKS]; /* by directory: nothing is put there, see docs/locking.md */
-	uint64_t held[16];            /* under settle_lock: files that were waited for in vain */
-	size_t n_held;                /* so often */
 
 	pthread_mutex_t quota_lock; /* held by the one thread that counts blocks; db.lock is below it */
 	_Atomic uint64_t quota_used; /* bytes of disk blocks, about; lib/quota.h */

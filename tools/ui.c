@@ -30,6 +30,7 @@ void *ui_realloc(void *p, size_t size)
 	return p;
 }
 
+WFS_PRINTF(1, 0)
 static char *format_list(const char *fmt, va_list args)
 {
 	char *text;
