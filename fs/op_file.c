@@ -143,6 +143,10 @@ void wfs_op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t m
 	struct wfs_attr a;
 	int err, tries = 0;
 
+	if (wfs_view_is_reserved(d, name)) {
+		fuse_reply_err(req, EEXIST);
+		return;
+	}
 	wfs_view_settle(d, parent);
 	do
 		err = wfs_name_create(d->store, parent, name, &new, &a);

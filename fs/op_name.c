@@ -95,6 +95,10 @@ static void make(fuse_req_t req, fuse_ino_t parent, const char *name, const stru
 	struct wfs_attr a;
 	int err, tries = 0;
 
+	if (wfs_view_is_reserved(d, name)) {
+		fuse_reply_err(req, EEXIST);
+		return;
+	}
 	wfs_view_settle(d, parent);
 	do
 		err = wfs_name_create(d->store, parent, name, new, &a);
@@ -141,6 +145,10 @@ void wfs_op_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t newparent, const cha
 	if (wfs_inodes_get_tensor(&d->inodes, ino, &place) != 0) {
 		wfs_tensor_place_release(&place);
 		fuse_reply_err(req, EXDEV); /* it is a file in .tensors alone */
+		return;
+	}
+	if (wfs_view_is_reserved(d, newname)) {
+		fuse_reply_err(req, EEXIST);
 		return;
 	}
 	wfs_view_settle(d, newparent);
@@ -208,6 +216,10 @@ void wfs_op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino
 	struct wfs_renamed renamed;
 	int err;
 
+	if (wfs_view_is_reserved(d, newname)) {
+		fuse_reply_err(req, EEXIST);
+		return;
+	}
 	wfs_view_settle(d, parent);
 	wfs_view_settle(d, newparent);
 	err = wfs_gate_rename(d->store, parent, name, newparent, newname, flags, &why);

@@ -241,6 +241,9 @@ int wfs_view_sizes(
 	if (n)
 		qsort(sizes, n, sizeof(*sizes), compare_sizes);
 	*ret = sizes;
-	*ret_n = n;
+	*ret_n = 0;
+	for (size_t i = 0; i < n; i++)
+		if (*ret_n == 0 || sizes[*ret_n - 1] != sizes[i])
+			sizes[(*ret_n)++] = sizes[i];
 	return 0;
 }

@@ -16,7 +16,6 @@
 #define SINGLE "single" /* the name of the cut that has one shard */
 #define NPY ".npy"
 #define SAFETENSORS ".safetensors"
-#define WRITE_BITS 0222
 #define ENTRIES_AT_ONCE 512
 
 void wfs_view_child_release(struct wfs_view_child *c)
@@ -37,9 +36,10 @@ static void fill(struct wfs_view_child *c, const struct wfs_attr *a, mode_t mode
 	c->st.st_blocks = (blkcnt_t)((size + 511) / 512);
 }
 
+/* As it is, so that a copy of it can be changed; that nothing can be written here the driver says. */
 static mode_t shown_mode(const struct wfs_attr *a)
 {
-	return a->mode & ~(mode_t)WRITE_BITS;
+	return a->mode;
 }
 
 /* ---- names of tensors as names of files ---- */
@@ -164,6 +164,22 @@ static int get_settled_model(
 	return get_model(d, dir, ret);
 }
 
+/* Names and shapes are the shards': who may not read these sees no list of them either. */
+static mode_t tensors_mode(struct wfs_driver *d, const struct wfs_view_key *key, const struct wfs_attr *dir)
+{
+	mode_t hidden = 0;
+	struct wfs_model *m;
+
+	if (get_model(d, key, &m) != 0)
+		return dir->mode;
+	if (m->n_shards && !(m->attr.mode & S_IROTH))
+		hidden = S_IRWXO | (m->attr.uid != dir->uid ? S_IRWXU : 0);
+	if (m->n_shards && (!(m->attr.mode & S_IRGRP) || m->attr.gid != dir->gid) && hidden)
+		hidden |= S_IRWXG;
+	wfs_model_unref(m);
+	return dir->mode & ~hidden;
+}
+
 int wfs_view_find_root(
 	struct wfs_driver *d, uint64_t dir, const char *name, struct wfs_view_child *ret)
 {
@@ -185,7 +201,7 @@ int wfs_view_find_root(
 	err = wfs_name_getattr(d->store, dir, &a);
 	if (err)
 		return err;
-	fill(ret, &a, is_shards ? shown_mode(&a) : a.mode, 0);
+	fill(ret, &a, is_shards ? shown_mode(&a) : tensors_mode(d, &ret->key, &a), 0);
 	return 1;
 }
 
@@ -200,6 +216,14 @@ int wfs_view_has_model(struct wfs_driver *d, uint64_t dir)
 	err = m->n_shards > 0;
 	wfs_model_unref(m);
 	return err;
+}
+
+bool wfs_view_is_reserved(struct wfs_driver *d, const char *name)
+{
+	struct wfs_view_child c;
+	bool is = name[0] == '.' && wfs_view_find_root(d, WFS_ROOT_INO, name, &c) > 0;
+
+	return is;
 }
 
 /* The file of tensor number i. */
@@ -289,14 +313,16 @@ static int find_tensor(struct wfs_driver *d, const struct wfs_view_key *parent, 
 	return err;
 }
 
-static int make_cut(struct wfs_driver *d, const struct wfs_view_key *parent, uint64_t size,
-	struct wfs_view_child *ret)
+static int make_cut(struct wfs_driver *d, const struct wfs_view_key *parent, const char *name,
+	uint64_t size, struct wfs_view_child *ret)
 {
 	struct wfs_attr a;
 	int err = wfs_name_getattr(d->store, parent->ino, &a);
 
-	ret->key = (struct wfs_view_key){
-		.kind = WFS_VIEW_CUT, .ino = parent->ino, .size = size, .variant = parent->variant};
+	snprintf(ret->text, sizeof(ret->text), "%s", name);
+	/* A directory has one place in the tree: 1GB and 1000MB are two. */
+	ret->key = (struct wfs_view_key){ .kind = WFS_VIEW_CUT, .ino = parent->ino, .size = size,
+		.variant = parent->variant, .name = ret->text, .name_len = strlen(ret->text) };
 	if (!err)
 		fill(ret, &a, shown_mode(&a), 0);
 	return err;
@@ -307,7 +333,6 @@ static int find_cut(struct wfs_driver *d, const struct wfs_view_key *parent, con
 {
 	struct wfs_model *m;
 	uint64_t size;
-	bool any;
 	int err;
 
 	if (!parse_size(name, &size))
@@ -315,25 +340,27 @@ static int find_cut(struct wfs_driver *d, const struct wfs_view_key *parent, con
 	err = get_settled_model(d, parent, &m);
 	if (err)
 		return err;
-	any = m->n > 0;
+	err = m->n == 0 ? -ENOENT : m->left_out[0] ? -EBUSY : 0;
 	wfs_model_unref(m);
-	return any ? make_cut(d, parent, size, ret) : -ENOENT;
+	return err ? err : make_cut(d, parent, name, size, ret);
 }
 
 /* Something of the store, shown to be read alone. Links are what they lead to, where that is in the
  * store. */
-static int make_mirror(
-	struct wfs_driver *d, uint64_t dir, const char *name, struct wfs_view_child *ret)
+static int make_mirror(struct wfs_driver *d, const struct wfs_view_key *parent, const char *name,
+	struct wfs_view_child *ret)
 {
 	struct wfs_attr a;
-	int err = wfs_name_follow(d->store, dir, name, &a);
+	int err = wfs_name_follow(d->store, parent->ino, name, &a);
 
 	if (err)
-		return err;
+		return wfs_follow_finds_nothing(err) ? -ENOENT : err;
 	if (!S_ISREG(a.mode) && !S_ISDIR(a.mode))
 		return -ENOENT;
-	ret->key = (struct wfs_view_key){
-		.ino = a.ino, .kind = S_ISDIR(a.mode) ? WFS_VIEW_MIRROR : WFS_VIEW_MIRROR_FILE};
+	/* A directory has one place in the tree: in another cut it is another. */
+	ret->key = (struct wfs_view_key){ .ino = a.ino, .size = parent->size,
+		.variant = parent->variant, .name = parent->name, .name_len = parent->name_len,
+		.kind = S_ISDIR(a.mode) ? WFS_VIEW_MIRROR : WFS_VIEW_MIRROR_FILE };
 	fill(ret, &a, shown_mode(&a), S_ISDIR(a.mode) ? 0 : a.size);
 	return 0;
 }
@@ -355,8 +382,13 @@ static int get_cut(
 	struct wfs_driver *d, struct wfs_model *m, uint64_t size, const struct wfs_cut **ret)
 {
 	struct wfs_err why = WFS_ERR_INIT;
-	int err = wfs_model_cut(m, size, ret, &why);
+	int err;
 
+	/* A model that lacks shards would load, with random numbers for the rest. */
+	if (m->left_out[0])
+		err = wfs_err_set(&why, -EBUSY, "shards-left-out", WFS_NO_OFFSET, "%s", m->left_out);
+	else
+		err = wfs_model_cut(m, size, ret, &why);
 	if (err && why.reason)
 		wfs_log(&d->log, "inode %llu cannot be cut: %s: %s", (unsigned long long)m->dir,
 			why.reason, why.text);
@@ -374,7 +406,7 @@ static void make_cut_file(struct wfs_model *m, const struct wfs_view_key *parent
 		.name = file->name,
 		.name_len = strlen(file->name)};
 	ret->model = wfs_model_ref(m);
-	fill(ret, file->attr, shown_mode(file->attr), file->content->size);
+	fill(ret, &m->attr, shown_mode(&m->attr), file->content->size);
 }
 
 static int find_in_cut(struct wfs_driver *d, const struct wfs_view_key *parent, const char *name,
@@ -392,7 +424,7 @@ static int find_in_cut(struct wfs_driver *d, const struct wfs_view_key *parent, 
 	if (file)
 		make_cut_file(m, parent, file, ret);
 	else if (!err)
-		err = is_replaced(m, name) ? -ENOENT : make_mirror(d, parent->ino, name, ret);
+		err = is_replaced(m, name) ? -ENOENT : make_mirror(d, parent, name, ret);
 	wfs_model_unref(m);
 	return err;
 }
@@ -411,7 +443,7 @@ int wfs_view_find(struct wfs_driver *d, const struct wfs_view_key *parent, const
 	case WFS_VIEW_CUT:
 		return find_in_cut(d, parent, name, ret);
 	case WFS_VIEW_MIRROR:
-		return make_mirror(d, parent->ino, name, ret);
+		return make_mirror(d, parent, name, ret);
 	default:
 		return -ENOTDIR;
 	}
@@ -520,7 +552,7 @@ static int size_entry(struct wfs_driver *d, struct wfs_view_listing *l, size_t i
 		return 0;
 	size = i < l->n_sizes ? l->sizes[i] : UINT64_MAX;
 	size_text(size, name);
-	err = make_cut(d, &l->dir, size, ret);
+	err = make_cut(d, &l->dir, name, size, ret);
 	return err ? err : 1;
 }
 
@@ -553,7 +585,7 @@ static int mirror_entry(struct wfs_driver *d, struct wfs_view_listing *l, size_t
 	if (i >= l->n_names)
 		return 0;
 	strcpy(name, l->names[i]);
-	err = make_mirror(d, l->dir.ino, name, ret);
+	err = make_mirror(d, &l->dir, name, ret);
 	return err ? err : 1;
 }
 
@@ -620,7 +652,8 @@ int wfs_view_stat(struct wfs_driver *d, const struct wfs_view_node *node, struct
 	err = wfs_name_getattr(d->store, node->key.ino, &a);
 	if (err)
 		return err;
-	fill(&c, &a, node->key.kind == WFS_VIEW_TENSORS ? a.mode : shown_mode(&a),
+	fill(&c, &a,
+		node->key.kind == WFS_VIEW_TENSORS ? tensors_mode(d, &node->key, &a) : shown_mode(&a),
 		S_ISDIR(a.mode) ? 0 : a.size);
 	*ret = c.st;
 	return 0;

@@ -144,8 +144,11 @@ void wfs_view_op_setattr(
 	bool is_tensor = node && node->key.kind == WFS_VIEW_TENSOR;
 	bool is_tensors = node && node->key.kind == WFS_VIEW_TENSORS;
 
+	const int owner = FUSE_SET_ATTR_UID | FUSE_SET_ATTR_GID;
+
 	(void)attr;
-	if ((is_tensor || is_tensors) && !(to_set & FUSE_SET_ATTR_SIZE))
+	if ((is_tensor && !(to_set & (FUSE_SET_ATTR_SIZE | owner))) ||
+		(is_tensors && !(to_set & FUSE_SET_ATTR_SIZE)))
 		wfs_view_op_getattr(req, ino, fi);
 	else
 		fuse_reply_err(req, is_tensor ? EPERM : EROFS);
@@ -159,8 +162,14 @@ static int open_bytes(struct wfs_driver *d, const struct wfs_view_node *node, st
 
 	if (node->key.kind != WFS_VIEW_MIRROR_FILE)
 		return wfs_view_content(d, &node->key, &h->content);
+	/* As if the kernel knew it: so it lives as long as it is open, whoever removes it. */
+	err = wfs_inodes_lookup(&d->inodes, node->key.ino);
+	if (err)
+		return err;
 	err = wfs_file_get(d->store, node->key.ino, &h->file);
-	if (!err)
+	if (err)
+		wfs_forget(d, node->key.ino, 1);
+	else
 		wfs_file_open(h->file, false);
 	return err;
 }
@@ -169,9 +178,12 @@ static void close_bytes(struct wfs_driver *d, struct view_handle *h)
 {
 	wfs_content_unref(h->content);
 	if (h->file) {
+		uint64_t ino = wfs_file_ino(h->file);
+
 		if (wfs_file_close(h->file, false))
-			wfs_work_seal_later(&d->work, wfs_file_ino(h->file));
+			wfs_work_seal_later(&d->work, ino);
 		wfs_file_unref(h->file);
+		wfs_forget(d, ino, 1);
 	}
 	free(h);
 }

@@ -126,6 +126,7 @@ void wfs_file_open(struct wfs_file *f, bool writes)
 		return;
 	pthread_mutex_lock(&f->lock);
 	f->writers++;
+	f->was_waited_for = false;
 	atomic_store(&f->stop_seal, true);
 	pthread_mutex_unlock(&f->lock);
 }

@@ -10,6 +10,7 @@
 /* What is still to be walked, and from where. */
 struct walk {
 	uint64_t dir;
+	uint32_t uid; /* of the directory where it begins: whose word it is that the link may be followed */
 	char *rest; /* owned */
 	unsigned links;
 };
@@ -62,6 +63,11 @@ static int step(struct wfs_store *s, struct walk *w, size_t len, struct wfs_attr
 	return err ? err : wfs_name_getattr(s, parent, ret);
 }
 
+static bool may_search(const struct walk *w, const struct wfs_attr *dir)
+{
+	return w->uid == 0 || dir->mode & S_IXOTH || (dir->uid == w->uid && dir->mode & S_IXUSR);
+}
+
 static int walk(struct wfs_store *s, struct walk *w, struct wfs_attr *ret)
 {
 	for (;;) {
@@ -81,6 +87,8 @@ static int walk(struct wfs_store *s, struct walk *w, struct wfs_attr *ret)
 			return 0;
 		if (!S_ISDIR(ret->mode))
 			return -ENOTDIR;
+		if (!may_search(w, ret))
+			return -EACCES;
 		w->dir = ret->ino;
 		memmove(w->rest, w->rest + skip, strlen(w->rest + skip) + 1);
 	}
@@ -88,9 +96,20 @@ static int walk(struct wfs_store *s, struct walk *w, struct wfs_attr *ret)
 
 int wfs_name_follow(struct wfs_store *s, uint64_t parent, const char *name, struct wfs_attr *ret)
 {
-	struct walk w = {.dir = parent, .rest = strdup(name)};
-	int err = w.rest ? walk(s, &w, ret) : -ENOMEM;
+	struct walk w = { .dir = parent, .rest = strdup(name) };
+	struct wfs_attr dir;
+	int err = w.rest ? wfs_name_getattr(s, parent, &dir) : -ENOMEM;
 
+	if (!err) {
+		w.uid = dir.uid;
+		err = walk(s, &w, ret);
+	}
 	free(w.rest);
 	return err;
+}
+
+bool wfs_follow_finds_nothing(int err)
+{
+	return err == -ENOENT || err == -ELOOP || err == -ENOTDIR || err == -EACCES ||
+	       err == -ENAMETOOLONG || err == -EINVAL;
 }

@@ -6,9 +6,9 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "lib/digest.h"
 #include "lib/file_priv.h"
 #include "lib/model_priv.h"
-#include "lib/seal.h"
 #include "lib/shard_name.h"
 #include "lib/store_priv.h"
 
@@ -35,11 +35,9 @@ static int content_of(struct wfs_model *m, uint64_t ino, struct wfs_content **re
 	if (err)
 		return err;
 	if (wfs_file_is_dirty(f) && !m->store->db.read_only)
-		wfs_seal(m->store, ino,
-			NULL); /* who writes it now, or a full disk, may prevent it */
+		wfs_model_seal(m->store, ino, m->until); /* a full disk may prevent it, too */
 	*ret = wfs_file_content(f);
-	if ((*ret)->staging)
-		m->may_change = true;
+	m->may_change |= (*ret)->staging != NULL;
 	wfs_file_unref(f);
 	return 0;
 }
@@ -56,6 +54,11 @@ static int read_shard(
 	}
 	err = content_of(m, file->attr.ino, &shard->content);
 
+	/* Its bytes would change under who looks at a view. */
+	if (!err && shard->content->staging && !m->store->db.read_only) {
+		leave_out(m, file->name, "it is being written");
+		return 0;
+	}
 	if (!err)
 		err = wfs_content_header(shard->content, &shard->header, &shard->st, &why);
 	if (err == -ENOENT)
@@ -167,6 +170,14 @@ static bool is_any_named(const struct wfs_scan *scan, const char **names, size_t
 	return false;
 }
 
+static bool is_scanned(const struct wfs_scan *scan, const char *name)
+{
+	for (size_t i = 0; i < scan->n; i++)
+		if (strcmp(scan->files[i].name, name) == 0)
+			return true;
+	return false;
+}
+
 /*
  * An index all of whose shards are gone says nothing (transformers leaves one beside
  * model.safetensors). The shards that it names may have any name, and then are not in the scan.
@@ -178,19 +189,18 @@ static int follow_index(struct wfs_model *m, struct wfs_scan *scan)
 	int err = named_shards(m, &names, &n);
 
 	for (size_t i = 0; i < n && !err; i++) {
-		struct wfs_shard_name parsed;
+		struct wfs_shard_name parsed = { .is_index = false };
 		struct wfs_attr a;
 
-		if (wfs_shard_name_parse(names[i], &parsed))
+		if (is_scanned(scan, names[i]))
 			continue;
-		memset(&parsed, 0, sizeof(parsed));
+		/* No scan for this base would show that it comes, or changes. */
+		m->may_change = true;
 		err = wfs_name_follow(m->store, m->dir, names[i], &a);
-		if (err == -ENOENT) {
-			m->may_change = true; /* it may come, and no scan would show it */
-			err = 0;
-		} else if (!err) {
+		if (!err)
 			err = wfs_scan_add(scan, names[i], &a, &parsed);
-		}
+		else if (wfs_follow_finds_nothing(err))
+			err = 0;
 	}
 	if (err)
 		return err;
@@ -343,6 +353,26 @@ static int drop_doubles(struct wfs_model *m)
 	return 0;
 }
 
+/* Who may read something that is put together from all of them may read each. */
+static void combine_attributes(struct wfs_model *m)
+{
+	if (m->n_shards)
+		m->attr = m->shards[0].attr;
+	for (size_t i = 1; i < m->n_shards; i++) {
+		const struct wfs_attr *a = &m->shards[i].attr;
+
+		m->attr.mode &= a->mode | S_IFMT;
+		if (m->attr.uid != a->uid) {
+			m->attr.uid = 0;
+			m->attr.mode &= ~(uint32_t)S_IRWXU | S_IRUSR | S_IWUSR;
+		}
+		if (m->attr.gid != a->gid) {
+			m->attr.gid = 0;
+			m->attr.mode &= ~(uint32_t)S_IRWXG;
+		}
+	}
+}
+
 static int list_tensors(struct wfs_model *m)
 {
 	size_t n = 0, at = 0;
@@ -419,7 +449,6 @@ struct kept {
 };
 
 struct wfs_models {
-	atomic_ullong serials;
 	pthread_mutex_t lock; /* a few instructions; nothing else is taken under it */
 	uint64_t uses;
 	struct kept kept[MODELS_KEPT];
@@ -428,9 +457,26 @@ struct wfs_models {
 	size_t next_replaced;
 };
 
-static uint64_t next_serial(struct wfs_store *s)
+/* The same for the same shards with the same attributes, also when they are read again. */
+static uint64_t serial_of(const struct wfs_model *m)
 {
-	return atomic_fetch_add(&s->models->serials, 1) + 1;
+	struct wfs_hasher h;
+	struct wfs_digest digest;
+	uint64_t serial;
+
+	wfs_hasher_init(&h, 128);
+	wfs_hasher_update(&h, &m->dir, sizeof(m->dir));
+	for (size_t i = 0; i < m->n_files; i++) {
+		const struct wfs_attr *a = &m->files[i].attr;
+		const uint64_t numbers[] = { a->ino, a->manifest, a->mode, a->uid, a->gid };
+
+		wfs_hasher_update(&h, numbers, sizeof(numbers));
+	}
+	for (size_t i = 0; i < m->n_shards; i++)
+		wfs_hasher_update(&h, &m->shards[i].content->manifest, sizeof(uint64_t));
+	digest = wfs_hasher_final(&h);
+	memcpy(&serial, digest.bytes, sizeof(serial));
+	return serial | 1;
 }
 
 static struct wfs_model *new_model(struct wfs_store *s, uint64_t dir, const char *variant)
@@ -443,7 +489,7 @@ static struct wfs_model *new_model(struct wfs_store *s, uint64_t dir, const char
 	pthread_mutex_init(&m->cut_lock, NULL);
 	m->store = s;
 	m->dir = dir;
-	m->serial = next_serial(s);
+	m->until = wfs_model_seal_until();
 	if (variant && !(m->variant = strdup(variant))) {
 		free(m);
 		return NULL;
@@ -497,6 +543,7 @@ static int load(struct wfs_model *m, struct wfs_scan *scan)
 		count_shards(m, scan);
 	if (ret >= 0)
 		ret = read_shards(m, scan);
+	combine_attributes(m);
 	return ret ? ret : list_tensors(m);
 }
 
@@ -511,14 +558,29 @@ struct wfs_models *wfs_models_new(void)
 	return models;
 }
 
+void wfs_models_clear(struct wfs_models *models)
+{
+	struct wfs_model *all[2 * MODELS_KEPT];
+
+	if (!models)
+		return;
+	pthread_mutex_lock(&models->lock);
+	for (size_t i = 0; i < MODELS_KEPT; i++) {
+		all[2 * i] = models->kept[i].model;
+		all[2 * i + 1] = models->replaced[i].model;
+	}
+	memset(models->kept, 0, sizeof(models->kept));
+	memset(models->replaced, 0, sizeof(models->replaced));
+	pthread_mutex_unlock(&models->lock);
+	for (size_t i = 0; i < WFS_ARRAY_SIZE(all); i++)
+		wfs_model_unref(all[i]);
+}
+
 void wfs_models_free(struct wfs_models *models)
 {
 	if (!models)
 		return;
-	for (size_t i = 0; i < MODELS_KEPT; i++) {
-		wfs_model_unref(models->kept[i].model);
-		wfs_model_unref(models->replaced[i].model);
-	}
+	wfs_models_clear(models);
 	pthread_mutex_destroy(&models->lock);
 	free(models);
 }
@@ -526,7 +588,9 @@ void wfs_models_free(struct wfs_models *models)
 static bool is_same_file(const struct wfs_model_file *a, const struct wfs_model_file *b)
 {
 	return strcmp(a->name, b->name) == 0 && a->attr.ino == b->attr.ino &&
-	       a->attr.manifest == b->attr.manifest && !a->attr.data_file && !b->attr.data_file;
+	       a->attr.manifest == b->attr.manifest && !a->attr.data_file && !b->attr.data_file &&
+	       a->attr.mode == b->attr.mode && a->attr.uid == b->attr.uid &&
+	       a->attr.gid == b->attr.gid;
 }
 
 /* Only an index says of them that they are shards. */
@@ -630,6 +694,8 @@ static int look(struct wfs_store *s, uint64_t dir, const char *variant, struct w
 		wfs_model_unref(m);
 		m = new_model(s, dir, variant);
 		err = m ? load(m, &scan) : -ENOMEM;
+		if (!err)
+			m->serial = serial_of(m);
 	}
 	wfs_model_files_free(scan.files, scan.n);
 	if (err)

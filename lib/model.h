@@ -49,7 +49,8 @@ struct wfs_model_tensor {
 struct wfs_model {
 	atomic_uint refs;
 	struct wfs_store *store;
-	uint64_t serial; /* of this process, never the same for two models */
+	uint64_t serial;  /* the same for the same state of the directory's shards, and of no other */
+	struct wfs_attr attr; /* mode and owner of what is put together from all shards */
 	uint64_t dir;	 /* inode of the directory */
 	char *variant;	 /* NULL: none */
 	char *base;	 /* "model" where there is no shard */
@@ -65,6 +66,7 @@ struct wfs_model {
 	/* what was looked at, to see whether it is still so: lib/model.c */
 	struct wfs_model_file *files;
 	size_t n_files;
+	int64_t until;   /* while it is read: lib/model_seal.c */
 	bool may_change; /* a shard was still dirty: somebody writes it, or it cannot be sealed */
 	pthread_mutex_t cut_lock;
 	struct wfs_cut *cuts; /* under cut_lock */

@@ -6,6 +6,16 @@
 #include "lib/shard_name.h"
 #include "lib/store_priv.h"
 
+/* ---- model_seal.c ---- */
+
+/* For how long several calls of wfs_model_seal may wait for writers. */
+int64_t wfs_model_seal_until(void);
+/*
+ * Seal a file. Who seals it already is waited for; who may write it until `until`, and once only: he may be about
+ * to go. 0: sealed; 1: it is still written; -errno.
+ */
+int wfs_model_seal(struct wfs_store *s, uint64_t ino, int64_t until);
+
 /* ---- model_scan.c: what there is in a directory ---- */
 
 /* A file that may be one of the model's: what it was when it was looked at. */

@@ -12,7 +12,6 @@
 
 #define MOST_TRIES 20
 #define TRIES_BESIDE 4 /* of them, while others put tensors there */
-#define BUSY_MS 200   /* for which a file whose close has returned may still count as open */
 
 void wfs_settle_release_rows(struct wfs_settle_rows *rows)
 {
@@ -92,58 +91,6 @@ int wfs_settle_rows(
 
 /* ---- their files are to be sealed ---- */
 
-/*
- * Does somebody write it, or has it open to? Who only seals it is waited for. *ret_known: it was waited for
- * before, in vain, since it was opened.
- */
-static bool is_written(struct wfs_store *s, uint64_t ino, bool give_up, bool *ret_known)
-{
-	struct wfs_file *f;
-	bool written;
-
-	*ret_known = false;
-	if (wfs_file_get(s, ino, &f) != 0)
-		return false;
-	pthread_mutex_lock(&f->lock);
-	written = f->writers > 0 || f->changing || !f->sealing;
-	*ret_known = f->was_waited_for;
-	f->was_waited_for |= written && give_up;
-	pthread_mutex_unlock(&f->lock);
-	wfs_file_unref(f);
-	return written;
-}
-
-static int64_t now_ms(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
-}
-
-static void sleep_ms(long ms)
-{
-	const struct timespec time = {.tv_nsec = ms * 1000000};
-
-	nanosleep(&time, NULL);
-}
-
-/* 0: sealed; 1: it is still written; -errno. */
-static int seal_file(struct wfs_store *s, uint64_t ino, int64_t until)
-{
-	int ret;
-
-	while ((ret = wfs_seal(s, ino, NULL)) == -EBUSY || ret == -ETXTBSY) {
-		bool is_over = now_ms() >= until;
-		bool known, written = is_written(s, ino, is_over, &known);
-
-		if (written && (known || is_over))
-			return 1;
-		sleep_ms(1);
-	}
-	return ret;
-}
-
 static int seal_small_files(struct wfs_store *s, const struct wfs_settle_rows *rows)
 {
 	uint64_t inos[WFS_SEAL_AT_ONCE];
@@ -162,11 +109,11 @@ static int seal_small_files(struct wfs_store *s, const struct wfs_settle_rows *r
 
 static int seal_files(struct wfs_store *s, struct wfs_settle_rows *rows)
 {
-	int64_t until = now_ms() + BUSY_MS; /* for all of them together */
+	int64_t until = wfs_model_seal_until(); /* for all of them together */
 
 	seal_small_files(s, rows);
 	for (size_t i = 0; i < rows->n; i++) {
-		int ret = rows->list[i].ino ? seal_file(s, rows->list[i].ino, until) : 0;
+		int ret = rows->list[i].ino ? wfs_model_seal(s, rows->list[i].ino, until) : 0;
 
 		if (ret < 0)
 			return ret;

@@ -309,7 +309,6 @@ static int cut_shard(struct cutting *c, uint32_t i, struct wfs_cut_file *ret, st
 	release_shapes(&shapes);
 	if (e)
 		return e;
-	ret->attr = &wfs_model_shard_of(c->m, members[0])->attr;
 	ret->name = strdup(c->names[i]);
 	return ret->name ? 0 : -ENOMEM;
 }
@@ -369,7 +368,6 @@ static int cut_index(struct cutting *c, struct wfs_cut_file *ret, struct wfs_err
 		return e;
 	}
 	ret->content = wfs_compose_end(&p);
-	ret->attr = &c->m->shards[0].attr;
 	ret->name = strdup(name);
 	return ret->name ? 0 : -ENOMEM;
 }

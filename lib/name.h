@@ -141,9 +141,12 @@ int wfs_name_readlink(struct wfs_store *s, uint64_t ino, char **ret);
 
 /*
  * wfs_name_lookup, but where a symbolic link stands there, of what it leads to within
- * the store. -ENOENT where it leads out of it, -ELOOP, -ENOTDIR. Permissions on the way are not looked at.
+ * the store. -ENOENT where it leads out of it, -ELOOP, -ENOTDIR; -EACCES where a directory on the way is closed
+ * to the owner of `parent`. Who may read what is found is for the caller to see.
  */
 int wfs_name_follow(struct wfs_store *s, uint64_t parent, const char *name, struct wfs_attr *ret);
+/* Is this error of it one of a link that leads nowhere? */
+bool wfs_follow_finds_nothing(int err);
 
 struct wfs_dirent {
 	uint64_t id;       /* position: pass as `after` to go on behind it; > 0 */

@@ -81,6 +81,7 @@ int wfs_model_count_pending(struct wfs_store *s);
 /* Models that were read before: lib/model.h. */
 struct wfs_models *wfs_models_new(void);
 void wfs_models_free(struct wfs_models *models);
+void wfs_models_clear(struct wfs_models *models);
 
 void wfs_store_log(struct wfs_store *s, const char *fmt, ...) WFS_PRINTF(2, 3);
 

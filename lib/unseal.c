@@ -165,6 +165,21 @@ static int set_mtime(struct wfs_file *f, uint64_t data_file, int64_t mtime_ns)
 }
 
 /* -EXDEV where the data file is not this file's alone. */
+/*
+ * Has a view (lib/model.h) bytes of it, or somebody who reads just now? They are to see what was there. What is
+ * only kept of models for the next time goes.
+ */
+static bool is_seen(struct wfs_file *f, struct wfs_content *old, struct wfs_datafile *df, bool is_pinned)
+{
+	unsigned own = 1 + is_pinned; /* of the content, and of who has it pinned */
+
+	wfs_models_clear(f->store->models);
+	if (wfs_datafile_count_refs(&f->store->datafiles, df) > own)
+		return true;
+	/* The file's own reference, and that of who unseals it. */
+	return !is_pinned && atomic_load(&old->refs) > 2;
+}
+
 static int unseal_in_place(struct wfs_file *f, struct wfs_content *old, struct wfs_content **ret)
 {
 	/* What programs have open has the bytes of the file, wherever they were sealed to. */
@@ -175,7 +190,8 @@ static int unseal_in_place(struct wfs_file *f, struct wfs_content *old, struct w
 	struct wfs_content *new;
 	int err;
 
-	if (!df || wfs_datafile_is_collecting(&s->datafiles, df) || !wfs_pin_may_reuse(f, df))
+	if (!df || wfs_datafile_is_collecting(&s->datafiles, df) || !wfs_pin_may_reuse(f, df) ||
+		is_seen(f, old, df, pinned != NULL))
 		return -EXDEV;
 	new = wfs_content_new_staging(&s->datafiles, df->id);
 	err = new ? wfs_name_getattr(s, f->ino, &a) : -ENOMEM;
