@@ -10,13 +10,14 @@
 /* What is still to be walked, and from where. */
 struct walk {
 	uint64_t dir;
-	uint32_t uid; /* of the directory where it begins: whose word it is that the link may be followed */
+	uint32_t uid;    /* who made the links so far: what is closed to him they do not lead to */
+	bool is_anybodys; /* several did: they lead to what is open to everybody */
 	char *rest; /* owned */
 	unsigned links;
 };
 
 /* A link in the way: what it says comes before what is left. */
-static int take_link(struct wfs_store *s, struct walk *w, uint64_t ino, const char *left)
+static int take_link(struct wfs_store *s, struct walk *w, const struct wfs_attr *link, const char *left)
 {
 	WFS_AUTO_FREE char *target = NULL;
 	size_t len, left_len = strlen(left);
@@ -25,7 +26,9 @@ static int take_link(struct wfs_store *s, struct walk *w, uint64_t ino, const ch
 
 	if (++w->links > MOST_LINKS)
 		return -ELOOP;
-	err = wfs_name_readlink(s, ino, &target);
+	w->is_anybodys |= w->links > 1 && link->uid != w->uid;
+	w->uid = link->uid;
+	err = wfs_name_readlink(s, link->ino, &target);
 	if (err)
 		return err;
 	if (target[0] == '/' || target[0] == '\0')
@@ -65,7 +68,9 @@ static int step(struct wfs_store *s, struct walk *w, size_t len, struct wfs_attr
 
 static bool may_search(const struct walk *w, const struct wfs_attr *dir)
 {
-	return w->uid == 0 || dir->mode & S_IXOTH || (dir->uid == w->uid && dir->mode & S_IXUSR);
+	if (dir->mode & S_IXOTH)
+		return true;
+	return !w->is_anybodys && (w->uid == 0 || (dir->uid == w->uid && dir->mode & S_IXUSR));
 }
 
 static int walk(struct wfs_store *s, struct walk *w, struct wfs_attr *ret)
@@ -78,7 +83,7 @@ static int walk(struct wfs_store *s, struct walk *w, struct wfs_attr *ret)
 		if (err)
 			return err;
 		if (S_ISLNK(ret->mode)) {
-			err = take_link(s, w, ret->ino, w->rest + skip);
+			err = take_link(s, w, ret, w->rest + skip);
 			if (err)
 				return err;
 			continue;
@@ -97,13 +102,8 @@ static int walk(struct wfs_store *s, struct walk *w, struct wfs_attr *ret)
 int wfs_name_follow(struct wfs_store *s, uint64_t parent, const char *name, struct wfs_attr *ret)
 {
 	struct walk w = { .dir = parent, .rest = strdup(name) };
-	struct wfs_attr dir;
-	int err = w.rest ? wfs_name_getattr(s, parent, &dir) : -ENOMEM;
+	int err = w.rest ? walk(s, &w, ret) : -ENOMEM;
 
-	if (!err) {
-		w.uid = dir.uid;
-		err = walk(s, &w, ret);
-	}
 	free(w.rest);
 	return err;
 }
