@@ -253,7 +253,6 @@ def test_what_transformers_loads(mount, sizes):
     assert [are_equal(load(directory / ".shards" / size), load(directory)) for size in ("30KB", "single")] == [True] * 2
 
 
-@pytest.mark.xfail(strict=True, reason="V12: a cut of what is there loads, and the rest is random numbers")
 @pytest.mark.parametrize("what", ["missing", "incomplete"])
 def test_incomplete_model(mount, what):
     """Where transformers refuses the directory because a shard is missing or cut, it does not load the view either."""

@@ -162,7 +162,7 @@ DAMAGE = [
      sql("UPDATE object SET offset = offset - 1 WHERE id = (SELECT b.id FROM object a JOIN object b"
          " ON b.data_file = a.data_file AND b.offset = a.offset + a.length LIMIT 1)"), "object-digest manifest-solid", ""),
     ("extent-far-away", "extent-beyond-end",
-     sql(f"UPDATE object SET offset = offset + (1 << 40) WHERE id = {LARGE_OBJECT}"), "object-digest", ""),
+     sql(f"UPDATE object SET offset = offset + (1 << 40) WHERE id = {LARGE_OBJECT}"), "object-digest manifest-solid", ""),
     ("object-row-lost", "dangling-reference", sql(f"DELETE FROM object WHERE id = {LARGE_OBJECT}"),
      "data-file-empty", "object"),
     ("manifest-count", "manifest-refs",

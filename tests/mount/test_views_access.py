@@ -89,27 +89,37 @@ def test_modes(root, other_user):
 
     refused = {path for path, error in in_child(listings, user=other_user).items() if error}
     assert refused == {str(directory / name) for directory in (below, unlisted)
-                       for name in (".tensors", ".shards", ".shards/1")}
+                       for name in (".tensors", ".shards", ".shards/1")} | {"closed/.tensors"}
     info = os.stat(his / ".tensors/a.npy")
     assert (stat.S_IMODE(info.st_mode), info.st_uid) == (0o400, other_user.pw_uid)
 
 
 @pytest.mark.root_only
-@pytest.mark.xfail(strict=True, reason="V4: a model that is kept has the attributes of when it was read")
 @pytest.mark.parametrize("change", ["chmod", "chown"])
 def test_closed_afterwards(root, other_user, change):
     """Once a shard is closed to others, so are its views, whoever looked at them before."""
-    directory = model_of(root / "model", SECRET, mode=0o640 if change == "chown" else 0o644)
+    owner, mode = (other_user, 0o600) if change == "chown" else (None, 0o644)
+    directory = model_of(root / "model", SECRET, owner, mode)
     path = directory / "model.safetensors"
-    if change == "chown":
-        os.chown(path, 0, other_user.pw_gid)
-    assert all(SECRET in got for got in reads(other_user, *(directory / view for view in VIEWS)).values())
+    found = reads(other_user, *(directory / view for view in VIEWS))
+    assert [view for view, got in found.items() if isinstance(got, int) or SECRET not in got] == []
     if change == "chmod":
         os.chmod(path, 0o600)
     else:
         os.chown(path, 0, 0)
     assert reads(other_user, path) == {str(path): errno.EACCES}
     assert_kept(other_user, *(directory / view for view in VIEWS))
+
+
+@pytest.mark.root_only
+@pytest.mark.xfail(strict=True, reason="V24: .tensors has the directory's owner and group, and the shard's bits")
+@pytest.mark.parametrize("who", ["group", "owner"])
+def test_shard_of_another_owner(root, other_user, who):
+    """Who may read the shard as its owner or in its group may read its views, whoever has the directory."""
+    directory = model_of(root / "model", PUBLIC, mode=0o640 if who == "group" else 0o600)
+    os.chown(directory / "model.safetensors", *((0, other_user.pw_gid) if who == "group" else (other_user.pw_uid, 0)))
+    found = reads(other_user, directory / "model.safetensors", *(directory / view for view in VIEWS))
+    assert [view for view, got in found.items() if isinstance(got, int)] == []
 
 
 @pytest.mark.root_only
@@ -151,7 +161,6 @@ def attacked(root, other_user):
 
 
 @pytest.mark.root_only
-@pytest.mark.xfail(strict=True, reason="V2: a cut's file has the mode and owner of one shard, and the bytes of others")
 def test_shard_of_another(attacked, other_user):
     """A shard of my own beside a link to one that I may not read: no view gives me its bytes."""
     mine = attacked({"model-00001-of-00002.safetensors": shard({"b": PUBLIC})},
@@ -162,7 +171,6 @@ def test_shard_of_another(attacked, other_user):
 
 
 @pytest.mark.root_only
-@pytest.mark.xfail(strict=True, reason="V3: links are followed whatever directories on the way are closed")
 def test_shard_below_a_closed_directory(attacked, other_user):
     """A link into a directory that I may not search leads nowhere for me, in a view as anywhere."""
     mine = attacked({}, {"model.safetensors": "../../below/model.safetensors"})
@@ -171,7 +179,31 @@ def test_shard_below_a_closed_directory(attacked, other_user):
 
 
 @pytest.mark.root_only
-@pytest.mark.xfail(strict=True, reason="V3: links are followed whatever directories on the way are closed")
+@pytest.mark.parametrize("gap", ["inbox", "theirs"])
+def test_link_in_a_shared_directory(attacked, root, other_user, gap):
+    """The same in a directory where I may make links and that is another's: whose link it is does not count."""
+    if gap == "theirs":
+        (root / "theirs").mkdir()
+        os.chown(root / "theirs", 0, other_user.pw_gid)
+        os.chmod(root / "theirs", 0o775)
+    in_child(os.symlink, "../below/model.safetensors", root / gap / "model.safetensors", user=other_user)
+    in_child(os.symlink, "../below/key.json", root / gap / "key.json", user=other_user)
+    assert reads(other_user, root / gap / "model.safetensors").popitem()[1] == errno.EACCES
+    assert_kept(other_user, *(root / gap / view for view in VIEWS), root / gap / ".shards/single/key.json")
+
+
+@pytest.mark.root_only
+@pytest.mark.xfail(strict=True, reason="V3: may_search asks for who made the link, and not for who looks")
+def test_link_of_another(attacked, root, other_user):
+    """A link that root made into a directory that is closed to me lets me in no more than it does on any disk."""
+    (root / "shown").mkdir()
+    for name in ("model.safetensors", "key.json"):
+        (root / "shown" / name).symlink_to(f"../below/{name}")
+    assert_kept(other_user, root / "shown/model.safetensors", root / "shown/key.json")
+    assert_kept(other_user, *(root / "shown" / view for view in VIEWS), root / "shown/.shards/single/key.json")
+
+
+@pytest.mark.root_only
 def test_other_file_below_a_closed_directory(attacked, other_user):
     """The same of what is only shown beside the shards, and of directories."""
     mine = attacked({"model.safetensors": shard({"a": PUBLIC})},
@@ -183,12 +215,13 @@ def test_other_file_below_a_closed_directory(attacked, other_user):
 
 
 @pytest.mark.root_only
-@pytest.mark.xfail(strict=True, reason="V19: headers are read by the driver, whoever asks")
 def test_names_of_another(attacked, other_user):
     """The names of tensors in a file that I may not read are not listed for me either."""
     mine = attacked({"model-00001-of-00002.safetensors": shard({"b": PUBLIC})},
                     {"model-00002-of-00002.safetensors": "../../closed/model.safetensors"})
-    assert in_child(lambda: os.listdir(mine / ".tensors"), user=other_user) == ["b.npy"]
+    assert in_child(errno_of, os.listdir, mine / ".tensors", user=other_user) == errno.EACCES
+    assert in_child(errno_of, os.stat, mine / ".tensors/a.npy", user=other_user) == errno.EACCES
+    assert_kept(other_user, mine / ".shards/1/model.safetensors.index.json")
 
 
 # ---- an ordinary user's mount ----
@@ -221,7 +254,7 @@ def test_mount_of_an_ordinary_user(weightfs, watchdog, other_user):
                 os.open, directory / "model/.shards/1/key.json", os.O_RDWR), os.listdir(directory / "model/.tensors")
 
         assert in_child(act, user=other_user) == (
-            ["key.json", "model.safetensors"], [True] * len(VIEWS), errno.EACCES, ["a.npy"])
+            ["key.json", "model.safetensors"], [True] * len(VIEWS), errno.EROFS, ["a.npy"])
         assert errno_of(os.listdir, directory / "model/.tensors") == errno.EACCES  # root is not let in
         done = weightfs_as_user("umount", directory)
         assert done.returncode == 0, done.stderr

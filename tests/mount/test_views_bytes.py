@@ -199,7 +199,6 @@ def test_names_that_are_too_long(mount):
         assert read_all(mount.dir / ".shards" / size) == cut(in_file_order([tensors]), largest), size
 
 
-@pytest.mark.xfail(run=False, reason="V1: the driver writes past decode's tensor[NAME_MAX + 1] and dies")
 @pytest.mark.parametrize("length", [256, 300, 1000])
 def test_long_names_are_looked_for(mount, length):
     """A name that is longer than a file's can be is ENAMETOOLONG or ENOENT wherever it is looked for."""

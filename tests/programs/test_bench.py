@@ -15,7 +15,7 @@ from support.mounts import wait_for
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BENCH = ROOT / "tests" / "bench" / "bench.py"
-WORKS = ["sequential read", "cp -r", "seal", "large store", "cost against size"]
+WORKS = ["sequential read", "cp -r", "seal", "beside a seal", "large store", "cost against size"]
 PLACES = {"disk", "bindfs", "weightfs", "bindfs ordinary", "weightfs ordinary"}
 
 pytestmark = pytest.mark.root_only
