@@ -244,6 +244,7 @@ static int open_store(struct wfs_driver *d, struct wfs_err *err)
 		.max_size = d->options->max_size,
 		.max_shard_size = d->options->max_shard_size,
 		.verbose = d->options->verbose,
+		.has_many_users = d->options->allow_other,
 		.digest_bits = bits ? (unsigned)atoi(bits) : 0,
 		.log = wfs_log_line,
 		.log_ctx = &d->log,

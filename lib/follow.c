@@ -4,14 +4,13 @@
 #include <sys/stat.h>
 
 #include "lib/name.h"
+#include "lib/store_priv.h"
 
 #define MOST_LINKS 40 /* as Linux */
 
 /* What is still to be walked, and from where. */
 struct walk {
 	uint64_t dir;
-	uint32_t uid;    /* who made the links so far: what is closed to him they do not lead to */
-	bool is_anybodys; /* several did: they lead to what is open to everybody */
 	char *rest; /* owned */
 	unsigned links;
 };
@@ -26,8 +25,6 @@ static int take_link(struct wfs_store *s, struct walk *w, const struct wfs_attr 
 
 	if (++w->links > MOST_LINKS)
 		return -ELOOP;
-	w->is_anybodys |= w->links > 1 && link->uid != w->uid;
-	w->uid = link->uid;
 	err = wfs_name_readlink(s, link->ino, &target);
 	if (err)
 		return err;
@@ -66,11 +63,10 @@ static int step(struct wfs_store *s, struct walk *w, size_t len, struct wfs_attr
 	return err ? err : wfs_name_getattr(s, parent, ret);
 }
 
-static bool may_search(const struct walk *w, const struct wfs_attr *dir)
+/* Who looks is not known here: of several users, what is closed to one may not be open to the other. */
+static bool may_search(const struct wfs_store *s, const struct wfs_attr *dir)
 {
-	if (dir->mode & S_IXOTH)
-		return true;
-	return !w->is_anybodys && (w->uid == 0 || (dir->uid == w->uid && dir->mode & S_IXUSR));
+	return !s->options.has_many_users || dir->mode & S_IXOTH;
 }
 
 static int walk(struct wfs_store *s, struct walk *w, struct wfs_attr *ret)
@@ -92,7 +88,7 @@ static int walk(struct wfs_store *s, struct walk *w, struct wfs_attr *ret)
 			return 0;
 		if (!S_ISDIR(ret->mode))
 			return -ENOTDIR;
-		if (!may_search(w, ret))
+		if (!may_search(s, ret))
 			return -EACCES;
 		w->dir = ret->ino;
 		memmove(w->rest, w->rest + skip, strlen(w->rest + skip) + 1);

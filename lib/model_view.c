@@ -144,6 +144,9 @@ int wfs_model_tensor_file(
 
 /* ---- all of them, cut differently ---- */
 
+/* Bytes of the headers of all shards of a cut, which are in memory as long as somebody looks at it. */
+#define MAX_HEADERS (UINT64_C(256) << 20)
+
 /* What is needed until the cut is made. */
 struct cutting {
 	const struct wfs_model *m;
@@ -156,6 +159,7 @@ struct cutting {
 	struct wfs_safetensors_meta *meta;
 	size_t n_meta;
 	uint64_t elements, bytes; /* of all tensors */
+	uint64_t header_bytes;    /* of the shards so far: each repeats all metadata */
 };
 
 static void release_cutting(struct cutting *c)
@@ -309,6 +313,7 @@ static int cut_shard(struct cutting *c, uint32_t i, struct wfs_cut_file *ret, st
 	release_shapes(&shapes);
 	if (e)
 		return e;
+	c->header_bytes += len;
 	ret->name = strdup(c->names[i]);
 	return ret->name ? 0 : -ENOMEM;
 }
@@ -400,8 +405,13 @@ static int cut_all(struct cutting *c, struct wfs_err *err)
 	c->cut->files = calloc((size_t)c->n_shards + 1, sizeof(*c->cut->files));
 	if (!c->cut->files)
 		return -ENOMEM;
-	for (uint32_t i = 0; i < c->n_shards && !e; i++)
+	for (uint32_t i = 0; i < c->n_shards && !e; i++) {
 		e = cut_shard(c, i, &c->cut->files[c->cut->n++], err);
+		if (!e && c->header_bytes > MAX_HEADERS)
+			e = wfs_err_set(err, -EFBIG, "headers-too-large", WFS_NO_OFFSET,
+				"the headers of %u shards have more than %llu bytes", c->n_shards,
+				(unsigned long long)MAX_HEADERS);
+	}
 	if (!e && c->n_shards > 1)
 		e = cut_index(c, &c->cut->files[c->cut->n++], err);
 	return e;

@@ -141,8 +141,8 @@ int wfs_name_readlink(struct wfs_store *s, uint64_t ino, char **ret);
 
 /*
  * wfs_name_lookup, but where a symbolic link stands there, of what it leads to within
- * the store. -ENOENT where it leads out of it, -ELOOP, -ENOTDIR; -EACCES where a directory on the way is closed
- * to who made the link. Who may read what is found is for the caller to see.
+ * the store. -ENOENT where it leads out of it, -ELOOP, -ENOTDIR; -EACCES where several users look at the
+ * store and a directory on the way is not open to everybody. Who may read what is found is for the caller to see.
  */
 int wfs_name_follow(struct wfs_store *s, uint64_t parent, const char *name, struct wfs_attr *ret);
 /* Is this error of it one of a link that leads nowhere? */

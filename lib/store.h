@@ -39,6 +39,7 @@ struct wfs_store_options {
 	enum wfs_store_mode mode;
 	bool create;            /* WRITE: make the store if `path` is missing or an empty directory */
 	enum wfs_validate validate;
+	bool has_many_users;    /* others than the mount's owner look at it: lib/follow.c */
 	bool verbose;           /* also log what is sealed, shared and given back */
 	uint64_t max_shard_size; /* bytes: lib/model_write.h; 0: WFS_DEFAULT_SHARD_SIZE */
 	uint64_t max_size;      /* bytes of disk blocks that the store may take; 0: no limit. lib/quota.h */

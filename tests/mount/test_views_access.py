@@ -193,7 +193,6 @@ def test_link_in_a_shared_directory(attacked, root, other_user, gap):
 
 
 @pytest.mark.root_only
-@pytest.mark.xfail(strict=True, reason="V3: may_search asks for who made the link, and not for who looks")
 def test_link_of_another(attacked, root, other_user):
     """A link that root made into a directory that is closed to me lets me in no more than it does on any disk."""
     (root / "shown").mkdir()
