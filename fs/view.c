@@ -144,8 +144,9 @@ static struct wfs_view_node *get_node(struct wfs_views *v, const struct wfs_view
 	/* Another key may have had this number first. */
 	while (*(slot = slot_of(v, ino)) && !is_same_key(&(*slot)->key, key))
 		ino = ino_of(ino + 1);
-	if (*slot)
-		return *slot;
+	node = *slot;
+	if (node)
+		return node;
 	node = calloc(1, sizeof(*node));
 	if (!node || copy_key(key, &node->key) != 0) {
 		free(node);

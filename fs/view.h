@@ -140,8 +140,8 @@ int wfs_view_stat(struct wfs_driver *d, const struct wfs_view_node *node, struct
  * name. */
 bool wfs_view_decode(
 	const char *name, enum wfs_tensor_form *ret_form, char *tensor, size_t *ret_len);
-/* The other way (`name` has NAME_MAX + 1 bytes). False: longer than a file's name can be. */
-bool wfs_view_encode(const char *tensor, size_t len, enum wfs_tensor_form form, char *name);
+/* The other way (`ret` has NAME_MAX + 1 bytes). False: longer than a file's name can be. */
+bool wfs_view_encode(const char *name, size_t len, enum wfs_tensor_form form, char *ret);
 
 /* ---- view_write.c: tensors that are written ---- */
 
