@@ -39,11 +39,6 @@ void wfs_scratches_release(struct wfs_scratches *t)
 
 /* ---- under lock ---- */
 
-static bool is_same_text(const char *a, const char *b)
-{
-	return a && b ? strcmp(a, b) == 0 : a == b;
-}
-
 static bool is_over(const struct wfs_scratch *s)
 {
 	return s->handles == 0 && s->until_ns && s->until_ns < now_ns();
@@ -55,7 +50,7 @@ static struct wfs_scratch **slot_of_name(
 	struct wfs_scratch **p = &t->first;
 
 	while (*p && ((*p)->dir != dir || strcmp((*p)->name, name) != 0 ||
-			     !is_same_text((*p)->variant, variant)))
+			     !wfs_is_same_text((*p)->variant, variant)))
 		p = &(*p)->next;
 	return p;
 }
@@ -157,7 +152,7 @@ int wfs_scratch_find(struct wfs_scratches *t, uint64_t dir, const char *variant,
 	pthread_mutex_lock(&t->lock);
 	for (s = t->first; s; s = s->next)
 		if (s->dir == dir && strcmp(s->name, name) == 0 &&
-			is_same_text(s->variant, variant) && is_seen_by(s, tid))
+			wfs_is_same_text(s->variant, variant) && is_seen_by(s, tid))
 			break;
 	if (s)
 		*ret_ino = s->ino;
@@ -237,7 +232,7 @@ uint64_t wfs_scratch_take(struct wfs_scratches *t, uint64_t dir, const char *var
 		return 0;
 	pthread_mutex_lock(&t->lock);
 	while (*p && ((*p)->ino == except || (*p)->dir != dir || strcmp((*p)->name, name) != 0 ||
-			     !is_same_text((*p)->variant, variant)))
+			     !wfs_is_same_text((*p)->variant, variant)))
 		p = &(*p)->next;
 	ino = end_slot(t, p);
 	pthread_mutex_unlock(&t->lock);

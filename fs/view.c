@@ -68,15 +68,10 @@ uint64_t wfs_view_st_ino(const struct wfs_view_key *key)
 	return ino_of(hash_key(key, 0));
 }
 
-static bool is_same_text(const char *a, const char *b)
-{
-	return a && b ? strcmp(a, b) == 0 : a == b;
-}
-
 static bool is_same_key(const struct wfs_view_key *a, const struct wfs_view_key *b)
 {
 	return a->kind == b->kind && a->form == b->form && a->ino == b->ino && a->size == b->size &&
-	       a->serial == b->serial && is_same_text(a->variant, b->variant) &&
+	       a->serial == b->serial && wfs_is_same_text(a->variant, b->variant) &&
 	       !a->name == !b->name && a->name_len == b->name_len &&
 	       (!a->name || memcmp(a->name, b->name, a->name_len) == 0);
 }
@@ -221,7 +216,7 @@ static size_t gather_sizes(struct wfs_views *v, uint64_t dir, const char *varian
 	for (size_t i = 0; i < v->n_buckets; i++)
 		for (const struct wfs_view_node *node = v->buckets[i]; node; node = node->next)
 			if (node->key.kind == WFS_VIEW_CUT && node->key.ino == dir &&
-				is_same_text(node->key.variant, variant))
+				wfs_is_same_text(node->key.variant, variant))
 				sizes[n++] = node->key.size;
 	return n;
 }

@@ -110,7 +110,7 @@ void wfs_view_child_release(struct wfs_view_child *c);
 int wfs_view_find_root(
 	struct wfs_driver *d, uint64_t dir, const char *name, struct wfs_view_child *ret);
 /* No file can be made under this name: it would hide a view. */
-bool wfs_view_is_reserved(struct wfs_driver *d, const char *name);
+bool wfs_view_is_reserved(const struct wfs_driver *d, const char *name);
 /* Has a directory of the store shards? 1, 0 or -errno. */
 int wfs_view_has_model(struct wfs_driver *d, uint64_t dir);
 /* The child of this name, as thread `tid` is to see it. 0, -ENOENT, … */

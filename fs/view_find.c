@@ -26,6 +26,10 @@ void wfs_view_child_release(struct wfs_view_child *c)
 
 /* ---- attributes ---- */
 
+/*
+ * The mode is the one of the file or directory in the store, so that a copy can be changed; that
+ * nothing can be written here the driver says.
+ */
 static void fill(struct wfs_view_child *c, const struct wfs_attr *a, mode_t mode, uint64_t size)
 {
 	wfs_fill_stat(a, &c->st);
@@ -34,12 +38,6 @@ static void fill(struct wfs_view_child *c, const struct wfs_attr *a, mode_t mode
 	c->st.st_nlink = S_ISDIR(mode) ? 2 : 1;
 	c->st.st_size = (off_t)size;
 	c->st.st_blocks = (blkcnt_t)((size + 511) / 512);
-}
-
-/* As it is, so that a copy of it can be changed; that nothing can be written here the driver says. */
-static mode_t shown_mode(const struct wfs_attr *a)
-{
-	return a->mode;
 }
 
 /* ---- names of tensors as names of files ---- */
@@ -180,20 +178,42 @@ static mode_t tensors_mode(struct wfs_driver *d, const struct wfs_view_key *key,
 	return dir->mode & ~hidden;
 }
 
+/* What stands behind ".tensors" or ".shards": "" or "@VARIANT". NULL: `name` is no view. */
+static const char *suffix_of_view(
+	const struct wfs_driver *d, const char *name, enum wfs_view_kind *ret_kind)
+{
+	const char *rest = NULL;
+
+	if (d->options->views == WFS_VIEWS_OFF || strlen(name) > NAME_MAX)
+		return NULL;
+	if (strncmp(name, SHARDS, strlen(SHARDS)) == 0) {
+		*ret_kind = WFS_VIEW_SHARDS;
+		rest = name + strlen(SHARDS);
+	} else if (strncmp(name, TENSORS, strlen(TENSORS)) == 0) {
+		*ret_kind = WFS_VIEW_TENSORS;
+		rest = name + strlen(TENSORS);
+	}
+	return rest && (!*rest || (*rest == '@' && rest[1])) ? rest : NULL;
+}
+
+bool wfs_view_is_reserved(const struct wfs_driver *d, const char *name)
+{
+	enum wfs_view_kind kind;
+
+	return suffix_of_view(d, name, &kind) != NULL;
+}
+
 int wfs_view_find_root(
 	struct wfs_driver *d, uint64_t dir, const char *name, struct wfs_view_child *ret)
 {
-	bool is_shards = strncmp(name, SHARDS, strlen(SHARDS)) == 0;
-	const char *rest = name + (is_shards ? strlen(SHARDS) : strlen(TENSORS));
+	enum wfs_view_kind kind;
+	const char *rest = suffix_of_view(d, name, &kind);
 	struct wfs_attr a;
 	int err;
 
-	if (d->options->views == WFS_VIEWS_OFF ||
-		(!is_shards && strncmp(name, TENSORS, strlen(TENSORS)) != 0) ||
-		(*rest && (*rest != '@' || !rest[1])) || strlen(name) > NAME_MAX)
+	if (!rest)
 		return 0;
-	*ret = (struct wfs_view_child){
-		.key = {.kind = is_shards ? WFS_VIEW_SHARDS : WFS_VIEW_TENSORS, .ino = dir}};
+	*ret = (struct wfs_view_child){.key = {.kind = kind, .ino = dir}};
 	if (*rest) {
 		snprintf(ret->text, sizeof(ret->text), "%s", rest + 1);
 		ret->key.variant = ret->text;
@@ -201,7 +221,7 @@ int wfs_view_find_root(
 	err = wfs_name_getattr(d->store, dir, &a);
 	if (err)
 		return err;
-	fill(ret, &a, is_shards ? shown_mode(&a) : tensors_mode(d, &ret->key, &a), 0);
+	fill(ret, &a, kind == WFS_VIEW_SHARDS ? a.mode : tensors_mode(d, &ret->key, &a), 0);
 	return 1;
 }
 
@@ -216,14 +236,6 @@ int wfs_view_has_model(struct wfs_driver *d, uint64_t dir)
 	err = m->n_shards > 0;
 	wfs_model_unref(m);
 	return err;
-}
-
-bool wfs_view_is_reserved(struct wfs_driver *d, const char *name)
-{
-	struct wfs_view_child c;
-	bool is = name[0] == '.' && wfs_view_find_root(d, WFS_ROOT_INO, name, &c) > 0;
-
-	return is;
 }
 
 /* The file of tensor number i. */
@@ -324,7 +336,7 @@ static int make_cut(struct wfs_driver *d, const struct wfs_view_key *parent, con
 	ret->key = (struct wfs_view_key){ .kind = WFS_VIEW_CUT, .ino = parent->ino, .size = size,
 		.variant = parent->variant, .name = ret->text, .name_len = strlen(ret->text) };
 	if (!err)
-		fill(ret, &a, shown_mode(&a), 0);
+		fill(ret, &a, a.mode, 0);
 	return err;
 }
 
@@ -361,7 +373,7 @@ static int make_mirror(struct wfs_driver *d, const struct wfs_view_key *parent, 
 	ret->key = (struct wfs_view_key){ .ino = a.ino, .size = parent->size,
 		.variant = parent->variant, .name = parent->name, .name_len = parent->name_len,
 		.kind = S_ISDIR(a.mode) ? WFS_VIEW_MIRROR : WFS_VIEW_MIRROR_FILE };
-	fill(ret, &a, shown_mode(&a), S_ISDIR(a.mode) ? 0 : a.size);
+	fill(ret, &a, a.mode, S_ISDIR(a.mode) ? 0 : a.size);
 	return 0;
 }
 
@@ -406,7 +418,7 @@ static void make_cut_file(struct wfs_model *m, const struct wfs_view_key *parent
 		.name = file->name,
 		.name_len = strlen(file->name)};
 	ret->model = wfs_model_ref(m);
-	fill(ret, &m->attr, shown_mode(&m->attr), file->content->size);
+	fill(ret, &m->attr, m->attr.mode, file->content->size);
 }
 
 static int find_in_cut(struct wfs_driver *d, const struct wfs_view_key *parent, const char *name,
@@ -653,7 +665,7 @@ int wfs_view_stat(struct wfs_driver *d, const struct wfs_view_node *node, struct
 	if (err)
 		return err;
 	fill(&c, &a,
-		node->key.kind == WFS_VIEW_TENSORS ? tensors_mode(d, &node->key, &a) : shown_mode(&a),
+		node->key.kind == WFS_VIEW_TENSORS ? tensors_mode(d, &node->key, &a) : a.mode,
 		S_ISDIR(a.mode) ? 0 : a.size);
 	*ret = c.st;
 	return 0;

@@ -102,11 +102,6 @@ void wfs_view_errors_release(struct wfs_view_errors *e)
 	pthread_mutex_destroy(&e->lock);
 }
 
-static bool is_same_text(const char *a, const char *b)
-{
-	return a && b ? strcmp(a, b) == 0 : a == b;
-}
-
 /* `text` NULL: it went well. */
 static void set_error(
 	struct wfs_driver *d, uint64_t dir, const char *variant, const char *name, const char *text)
@@ -117,7 +112,7 @@ static void set_error(
 	for (size_t i = 0; i < WFS_ARRAY_SIZE(e->list); i++)
 		if (e->list[i].text && e->list[i].dir == dir &&
 			strcmp(e->list[i].name, name) == 0 &&
-			is_same_text(e->list[i].variant, variant))
+			wfs_is_same_text(e->list[i].variant, variant))
 			clear_error(e, i);
 	if (text) {
 		size_t i = e->next++ % WFS_ARRAY_SIZE(e->list);
@@ -146,7 +141,7 @@ int wfs_view_error(struct wfs_driver *d, uint64_t dir, const char *variant, char
 		size_t i = (e->next + k) % WFS_ARRAY_SIZE(e->list);
 
 		if (e->list[i].text && e->list[i].dir == dir &&
-			is_same_text(e->list[i].variant, variant))
+			wfs_is_same_text(e->list[i].variant, variant))
 			fprintf(f, "%s%s: %s", ftell(f) > 0 ? "\n" : "", e->list[i].name,
 				e->list[i].text);
 	}
@@ -543,7 +538,7 @@ static int rename_tensor(fuse_req_t req, const struct wfs_view_key *from, const 
 		return -ENOENT;
 	if (!wfs_view_decode(new_name, &form, new_tensor, &new_len))
 		return -EINVAL;
-	if (from->ino == to->ino && is_same_text(from->variant, to->variant) &&
+	if (from->ino == to->ino && wfs_is_same_text(from->variant, to->variant) &&
 		new_len == old.tensor_len && memcmp(tensor, new_tensor, new_len) == 0)
 		return 0;
 	err = put_again(req, &old, to, new_name, &ino);

@@ -13,6 +13,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #define WFS_PRINTF(fmt, args) __attribute__((format(printf, fmt, args)))
@@ -49,6 +50,12 @@ static inline bool wfs_add_overflows(uint64_t a, uint64_t b, uint64_t *ret)
 static inline bool wfs_mul_overflows(uint64_t a, uint64_t b, uint64_t *ret)
 {
 	return __builtin_mul_overflow(a, b, ret);
+}
+
+/* Also where both are NULL. */
+static inline bool wfs_is_same_text(const char *a, const char *b)
+{
+	return a && b ? strcmp(a, b) == 0 : a == b;
 }
 
 #endif

@@ -260,21 +260,13 @@ const struct wfs_safetensors_tensor *wfs_model_tensor(const struct wfs_model *m,
 	return &wfs_model_shard_of(m, i)->st.tensors[m->tensors[i].place];
 }
 
-static int compare_names(const char *a, size_t a_len, const char *b, size_t b_len)
-{
-	size_t len = WFS_MIN(a_len, b_len);
-	int ret = len ? memcmp(a, b, len) : 0;
-
-	return ret ? ret : a_len < b_len ? -1 : a_len > b_len;
-}
-
 static int compare_tensors(const void *a, const void *b, void *ctx)
 {
 	const struct wfs_model *m = ctx;
 	uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
 	const struct wfs_safetensors_tensor *s = wfs_model_tensor(m, x),
 					    *t = wfs_model_tensor(m, y);
-	int ret = compare_names(s->name, s->name_len, t->name, t->name_len);
+	int ret = wfs_compare_bytes(s->name, s->name_len, t->name, t->name_len);
 
 	return ret ? ret : x < y ? -1 : x > y;
 }
@@ -323,7 +315,7 @@ static bool is_same_name(const struct wfs_model *m, uint32_t x, uint32_t y)
 	const struct wfs_safetensors_tensor *s = wfs_model_tensor(m, x),
 					    *t = wfs_model_tensor(m, y);
 
-	return compare_names(s->name, s->name_len, t->name, t->name_len) == 0;
+	return wfs_compare_bytes(s->name, s->name_len, t->name, t->name_len) == 0;
 }
 
 static int drop_doubles(struct wfs_model *m)
@@ -400,7 +392,7 @@ int wfs_model_find(const struct wfs_model *m, const char *name, size_t len, size
 	while (low < high) {
 		size_t mid = low + (high - low) / 2;
 		const struct wfs_safetensors_tensor *t = wfs_model_tensor(m, m->by_name[mid]);
-		int order = compare_names(name, len, t->name, t->name_len);
+		int order = wfs_compare_bytes(name, len, t->name, t->name_len);
 
 		if (order == 0) {
 			*ret = m->by_name[mid];
@@ -593,29 +585,11 @@ static bool is_same_file(const struct wfs_model_file *a, const struct wfs_model_
 	       a->attr.gid == b->attr.gid;
 }
 
-/* Only an index says of them that they are shards. */
-static bool has_usual_name(const struct wfs_model_shard *shard)
-{
-	struct wfs_shard_name parsed;
-
-	return wfs_shard_name_parse(shard->name, &parsed);
-}
-
-static bool is_same_shard(const struct wfs_model *m, const struct wfs_model_shard *shard)
-{
-	struct wfs_attr a;
-
-	return wfs_name_follow(m->store, m->dir, shard->name, &a) == 0 &&
-	       a.ino == shard->attr.ino && a.manifest == shard->attr.manifest && !a.data_file;
-}
-
+/* A shard that only an index names is not in the scan; such a model may change. */
 static bool is_same_scan(const struct wfs_model *m, const struct wfs_scan *scan)
 {
 	if (m->may_change || m->n_files != scan->n)
 		return false;
-	for (size_t i = 0; i < m->n_shards; i++)
-		if (!has_usual_name(&m->shards[i]) && !is_same_shard(m, &m->shards[i]))
-			return false;
 	for (size_t i = 0; i < scan->n; i++)
 		if (!is_same_file(&m->files[i], &scan->files[i]))
 			return false;

@@ -21,14 +21,6 @@ char *wfs_copy_bytes(const void *bytes, size_t len)
 	return copy;
 }
 
-int wfs_compare_bytes(const char *a, size_t a_len, const char *b, size_t b_len)
-{
-	size_t len = WFS_MIN(a_len, b_len);
-	int ret = len ? memcmp(a, b, len) : 0;
-
-	return ret ? ret : a_len < b_len ? -1 : a_len > b_len;
-}
-
 /* ---- the tensors of the new shards ---- */
 
 static int compare_rows(const void *a, const void *b)

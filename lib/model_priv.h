@@ -35,8 +35,8 @@ struct wfs_scan {
 	size_t seen;
 };
 
-/* Also where both are NULL. */
-bool wfs_is_same_text(const char *a, const char *b);
+/* Of two names, bytewise. */
+int wfs_compare_bytes(const char *a, size_t a_len, const char *b, size_t b_len);
 /* Files with names of shards and indexes of this variant; shards by number, the index last. */
 int wfs_scan_directory(
 	struct wfs_store *s, uint64_t dir, const char *variant, struct wfs_scan *ret);

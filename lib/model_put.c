@@ -286,17 +286,22 @@ static int check_name(const struct wfs_model_name *name, struct wfs_err *err)
 }
 
 /* Shards that are left out of the model would be replaced, and what they have be lost. */
-static int check_model(struct wfs_store *s, const struct wfs_model_name *name, struct wfs_err *err)
+static int get_whole_model(struct wfs_store *s, const struct wfs_model_name *name,
+	struct wfs_model **ret, struct wfs_err *err)
 {
 	struct wfs_model *m;
-	int ret = wfs_model_get(s, name->dir, name->variant, &m);
+	int failed = wfs_model_get(s, name->dir, name->variant, &m);
 
-	if (ret)
-		return ret;
-	if (m->left_out[0])
-		ret = wfs_err_set(err, -EBUSY, "shards-left-out", WFS_NO_OFFSET, "%s", m->left_out);
-	wfs_model_unref(m);
-	return ret;
+	if (failed)
+		return failed;
+	if (m->left_out[0]) {
+		failed = wfs_err_set(
+			err, -EBUSY, "shards-left-out", WFS_NO_OFFSET, "%s", m->left_out);
+		wfs_model_unref(m);
+		return failed;
+	}
+	*ret = m;
+	return 0;
 }
 
 /* The directory is there; and whoever makes the row durable makes the bytes of the file durable first. */
@@ -398,13 +403,16 @@ static int put_safetensors(struct wfs_store *s, const struct wfs_model_name *nam
 int wfs_model_put(struct wfs_store *s, const struct wfs_model_name *name, enum wfs_tensor_form form,
 	uint64_t ino, struct wfs_gone *gone, struct wfs_err *err)
 {
+	struct wfs_model *m;
 	struct wfs_file *f;
 	int ret = check_name(name, err);
 
 	if (!ret)
-		ret = check_model(s, name, err);
-	if (!ret)
-		ret = wfs_file_get(s, ino, &f);
+		ret = get_whole_model(s, name, &m, err);
+	if (ret)
+		return ret;
+	wfs_model_unref(m);
+	ret = wfs_file_get(s, ino, &f);
 	if (ret)
 		return ret;
 	ret = form == WFS_TENSOR_NPY ? put_npy(s, name, f, gone, err)
@@ -421,10 +429,8 @@ int wfs_model_remove(struct wfs_store *s, const struct wfs_model_name *name, str
 	uint64_t ino;
 	size_t i;
 	int pending = wfs_model_pending(s, name, &ino, &form);
-	int ret = pending < 0 ? pending : check_model(s, name, err);
+	int ret = pending < 0 ? pending : get_whole_model(s, name, &m, err);
 
-	if (!ret)
-		ret = wfs_model_get(s, name->dir, name->variant, &m);
 	if (ret)
 		return ret;
 	if (pending == WFS_PENDING_REMOVED ||

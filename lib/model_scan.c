@@ -7,9 +7,12 @@
 
 #define ENTRIES_AT_ONCE 512
 
-bool wfs_is_same_text(const char *a, const char *b)
+int wfs_compare_bytes(const char *a, size_t a_len, const char *b, size_t b_len)
 {
-	return a && b ? strcmp(a, b) == 0 : a == b;
+	size_t len = WFS_MIN(a_len, b_len);
+	int ret = len ? memcmp(a, b, len) : 0;
+
+	return ret ? ret : a_len < b_len ? -1 : a_len > b_len;
 }
 
 int wfs_scan_add(struct wfs_scan *scan, const char *name, const struct wfs_attr *attr,

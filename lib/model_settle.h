@@ -73,9 +73,6 @@ void wfs_settle_release_rows(struct wfs_settle_rows *rows);
 /* A copy with a NUL behind it; NULL: out of memory. */
 char *wfs_copy_bytes(const void *bytes, size_t len);
 
-/* Of two names, bytewise. */
-int wfs_compare_bytes(const char *a, size_t a_len, const char *b, size_t b_len);
-
 /*
  * Within a transaction: t->parts from the model and the rows, and t->shards, t->order. -EAGAIN:
  * a file was written again since it was sealed.
