@@ -378,10 +378,10 @@ static int create(fuse_req_t req, const struct wfs_view_key *key, const char *na
 		err = wfs_handle_new(d, ret->ino, flags, ret_handle);
 		if (err)
 			wfs_scratch_remove(&d->scratches, ret->ino);
-		else
-			(*ret_handle)->is_scratch = true;
 	}
 	if (!err) {
+		(*ret_handle)->is_scratch = true;
+		atomic_store(&(*ret_handle)->wrote, true); /* an empty file is refused, too */
 		err = wfs_inodes_lookup(&d->inodes, ret->ino);
 		if (err)
 			wfs_handle_free(d, *ret_handle);

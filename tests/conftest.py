@@ -25,6 +25,7 @@ from support.watchdog import CONNECTIONS, Watchdog
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 OTHER_USER = "weightfs-test"
 WATCHDOG_GRACE = 10  # seconds past the test's own limit
+LONG_SECONDS = 900 # least limit of a test of minutes
 NOT_HERE = pytest.StashKey()
 
 
@@ -64,6 +65,19 @@ def pytest_collection_modifyitems(config, items):
     if out:
         config.hook.pytest_deselected(items=out)
         items[:] = [item for item in items if item not in set(out)]
+    # A limit tells a hang, not a slow machine: two runs share its processors.
+    for item in items:
+        least = LONG_SECONDS if item.get_closest_marker("long") else float(config.getini("timeout"))
+        if not config.getoption("timeout") and limit_of(item) < least:
+            item.add_marker(pytest.mark.timeout(least), append=False)
+
+
+def limit_of(item):
+    """The seconds that a test may take, as it says itself or as it is for all."""
+    marker = item.get_closest_marker("timeout")
+    if marker:
+        return marker.args[0] if marker.args else marker.kwargs["timeout"]
+    return float(item.config.getoption("timeout") or item.config.getini("timeout"))
 
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -117,18 +131,10 @@ def other_user():
         return pwd.getpwnam(OTHER_USER)
 
 
-def seconds_of(request):
-    """The time limit of a test."""
-    marker = request.node.get_closest_marker("timeout")
-    if marker:
-        return marker.args[0] if marker.args else marker.kwargs["timeout"]
-    return float(request.config.getoption("timeout") or request.config.getini("timeout"))
-
-
 @pytest.fixture
 def unmounted(weightfs, watchdog, tmp_path, request):
     """A Mount that the test mounts itself. Afterwards nothing is mounted, and its store (if any) is clean."""
-    m = Mount(weightfs, tmp_path, watchdog, seconds_of(request) + WATCHDOG_GRACE)
+    m = Mount(weightfs, tmp_path, watchdog, limit_of(request.node) + WATCHDOG_GRACE)
     yield m
     orderly = m.end()
     if (m.store / "weightfs.db").exists() and not request.node.get_closest_marker("leaves_damage"):

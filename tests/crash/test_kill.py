@@ -156,7 +156,7 @@ def test_kill_while_writing(mount, seed):
         directory.rmdir()
     status = mount.wait_sealed()
     assert status["files"] == 0
-    wait_for(lambda: mount.status()["objects"] == 0, 10, "every object given back")
+    wait_for(lambda: mount.status()["objects"] == 0, 60, "every object given back")
     mount.umount()
     assert data_files(mount.store) == []
     assert database_bytes(mount.store) < MIB
@@ -293,7 +293,7 @@ def test_mounted_again_over_the_dead_mount(mount):
     write_file(mount.dir / "kept.bin", b"kept" * 1000)
     mount.dir.stat()  # from here on the kernel answers this by itself
     os.kill(mount.pid, signal.SIGKILL)
-    wait_for(lambda: not is_running(mount.pid), 10, "the killed driver's end")
+    wait_for(lambda: not is_running(mount.pid), 60, "the killed driver's end")
     mount.mount()
     assert read_file(mount.dir / "kept.bin") == b"kept" * 1000
     mounts = [line for line in open("/proc/self/mountinfo") if str(mount.dir) in line]

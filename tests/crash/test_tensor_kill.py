@@ -174,7 +174,7 @@ def test_kill_while_writing(mount, plain, seed, limit):
     check(directory, writers)
     shutil.rmtree(directory)
     mount.wait_sealed()
-    wait_for(lambda: mount.status()["objects"] == 0, 10, "every object given back")
+    wait_for(lambda: mount.status()["objects"] == 0, 60, "every object given back")
 
 
 @pytest.mark.parametrize("look", [False, True], ids=["waiting", "in-shard"])

@@ -214,7 +214,7 @@ def save_behind_the_back(rank, directory, kind):
         saves.append(dcp.async_save(made, checkpoint_id=directory / f"async-{seed}", async_checkpointer_type=kind))
         for tensor in made["model"].values():
             tensor.to_local().fill_(-1)
-        saves[-1].result(timeout=60)
+        saves[-1].result(timeout=240)
 
 
 @pytest.mark.parametrize("kind", [
@@ -268,7 +268,7 @@ def test_killed_while_saving(mount, plain, pair, milliseconds):
     for base in (mount.dir, plain):
         pair.run(save, base / "whole", [3])
     pair.begin(save_forever, mount.dir / "torn")
-    wait_for(lambda: (mount.dir / "torn" / METADATA).exists(), 30, "the first checkpoint saved")
+    wait_for(lambda: (mount.dir / "torn" / METADATA).exists(), 60, "the first checkpoint saved")
     time.sleep(milliseconds / 1000)
     pair.kill()
     mount.wait_sealed()

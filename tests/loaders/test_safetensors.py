@@ -498,7 +498,7 @@ def test_read_while_sealed(mount, composed):
     with concurrent.futures.ThreadPoolExecutor(len(WAYS)) as pool:
         readers = [pool.submit(read, way) for way in WAYS]
         try:
-            wait_for(lambda: mount.status()["dirty"] == 0, 30, "the file sealed")
+            wait_for(lambda: mount.status()["dirty"] == 0, 60, "the file sealed")
         finally:
             sealed.set()
         assert all(reader.result(SECONDS) for reader in readers)
@@ -527,7 +527,7 @@ def test_removed_and_replaced(mount, backend, sealed):
             assert same_bits(first.get_tensor("weight.0"), old["weight.0"])
             shutil.copy(path, mount.dir / "copy")
             safetensors.torch.save_file(version(3), path)
-            wait_for(lambda: mount.status()["dirty"] == 0, 30, "all sealed")
+            wait_for(lambda: mount.status()["dirty"] == 0, 60, "all sealed")
             assert_same_tensors({name: first.get_tensor(name) for name in first.keys()}, old)
             assert_same_tensors({name: second.get_tensor(name) for name in second.keys()}, new)
         assert_same_tensors(loaded, old)

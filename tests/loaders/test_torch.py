@@ -216,7 +216,7 @@ def test_mapping_outlives_its_file(mount, how):
     second = torch.load(path, **MAPPED)
     path.unlink()
     torch.save(newest, path)
-    wait_for(lambda: mount.status()["dirty"] == 0, 30, "all sealed")
+    wait_for(lambda: mount.status()["dirty"] == 0, 60, "all sealed")
     assert same(mapped, old)
     assert same(second, new)
     assert same(torch.load(path), newest)

@@ -507,7 +507,7 @@ def test_custom_code(mount, plain, tmp_path, monkeypatch):
     subprocess.run(
         [sys.executable, "-c", textwrap.dedent(LOAD_CUSTOM), mount.dir / "model", result,
          mount.dir / "again"],
-        env=os.environ | {"HF_MODULES_CACHE": str(modules)}, check=True, cwd="/", timeout=100)
+        env=os.environ | {"HF_MODULES_CACHE": str(modules)}, check=True, cwd="/", timeout=280)
     found = torch.load(result)
     assert found["width"] == 12
     assert torch.equal(found["out"], model(torch.eye(12)).detach())

@@ -73,7 +73,7 @@ def run(action, version, *directories):
     if path:
         environment["PYTHONPATH"] = path
     done = subprocess.run([sys.executable, "-c", SCRIPT, action, version, *directories], env=environment,
-                          capture_output=True, text=True, timeout=100)
+                          capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
 
 

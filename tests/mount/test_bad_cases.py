@@ -130,7 +130,7 @@ def test_store_removed(unmounted):
     shutil.rmtree(unmounted.store)
     assert errno_of(write_file, unmounted.dir / "new.bin", b"x") == errno.EIO
     names = (unmounted.dir / f"d{number}" for number in range(10_000))
-    wait_for(lambda: errno_of(os.mkdir, next(names)) == errno.EIO, 10, "EIO for mkdir")
+    wait_for(lambda: errno_of(os.mkdir, next(names)) == errno.EIO, 60, "EIO for mkdir")
     assert errno_of(os.rename, unmounted.dir / "a.bin", unmounted.dir / "b.bin") == errno.EIO
     # With passthrough it is close(2) that knows.
     assert errno.EIO in (errno_of(os.write, handle, b"x"), errno_of(os.close, handle))

@@ -316,7 +316,7 @@ def test_mapping_across_sealing(mount):
     write_file(second, content)
     with open(second, "rb") as f, mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ) as mapping:
         assert mapping[:100] == content[:100]
-        wait_for(lambda: mount.status()["dirty"] == 0, 10, "the second file sealed")
+        wait_for(lambda: mount.status()["dirty"] == 0, 60, "the second file sealed")
         assert mapping[:] == content
     mount.wait_sealed()
     assert read_file(first) == read_file(second) == content

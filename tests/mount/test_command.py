@@ -35,7 +35,7 @@ def assert_error(done, *words, status=1):
 @pytest.fixture
 def run(weightfs):
     def run(*args, **kwargs):
-        return subprocess.run([weightfs, *args], capture_output=True, text=True, timeout=60, **kwargs)
+        return subprocess.run([weightfs, *args], capture_output=True, text=True, timeout=240, **kwargs)
     return run
 
 
@@ -203,7 +203,7 @@ def test_umount_lazily(mount):
         mount.run("umount", "-l", mount.dir)
         assert not mount.mounted
         f.write(b"late")
-    wait_for(lambda: not is_running(mount.pid), 15, "the driver's end")
+    wait_for(lambda: not is_running(mount.pid), 60, "the driver's end")
     mount.mount()
     assert read_file(mount.dir / "file") == b"late"
 
@@ -212,7 +212,7 @@ def test_fusermount3(mount):
     """fusermount3 -u ends it as well."""
     write_file(mount.dir / "file", b"x" * 100_000)
     subprocess.run(["fusermount3", "-u", mount.dir], check=True)
-    wait_for(lambda: not is_running(mount.pid), 15, "the driver's end")
+    wait_for(lambda: not is_running(mount.pid), 60, "the driver's end")
     assert mount.status()["dirty"] == 0
 
 
@@ -222,7 +222,7 @@ def test_umount_of_what_others_see(mount):
     alone = ('findmnt -rn -t fuse.weightfs -o TARGET | grep -vxF "$0" | while read -r other; do umount -l "$other"; done; '
              "exec sleep 60")
     with subprocess.Popen(["unshare", "--mount", "sh", "-c", alone, mount.dir]) as other:
-        wait_for(lambda: Path(f"/proc/{other.pid}/comm").read_text() == "sleep\n", 10, "the other namespace")
+        wait_for(lambda: Path(f"/proc/{other.pid}/comm").read_text() == "sleep\n", 60, "the other namespace")
         with subprocess.Popen([mount.weightfs, "umount", mount.dir], stderr=subprocess.PIPE, text=True) as umount:
             said = umount.stderr.readline()
             other.kill()
@@ -258,7 +258,7 @@ def test_foreground(unmounted, weightfs):
     driver = subprocess.Popen([weightfs, "mount", unmounted.store, unmounted.dir, "-f"],
                               stderr=subprocess.PIPE, text=True)
     try:
-        wait_for(lambda: unmounted.mounted or driver.poll() is not None, 10, "the mount")
+        wait_for(lambda: unmounted.mounted or driver.poll() is not None, 60, "the mount")
         assert errno_of(write_file, unmounted.dir / "x.safetensors", b"\xff" * 100) != 0
         driver.terminate()
         _, log = driver.communicate(timeout=30)
@@ -473,4 +473,4 @@ def test_verbose_log(unmounted):
     write_file(unmounted.dir / "second.bin", content)
     wait_for(lambda: "sealed /second.bin: 1 objects, 300000 bytes, of which 0 are new" in unmounted.log(), 10,
              "the seal of the second file")
-    wait_for(lambda: "gave back data/" in unmounted.log(), 10, "the second data file given back")
+    wait_for(lambda: "gave back data/" in unmounted.log(), 60, "the second data file given back")

@@ -55,7 +55,7 @@ def store(sound_store, tmp_path):
 def fsck(weightfs, store):
     """(exit status, answer) of a check that reads the bytes, too."""
     done = subprocess.run([str(weightfs), "fsck", str(store), "--bytes", "--json"],
-                          capture_output=True, text=True, timeout=60)
+                          capture_output=True, text=True, timeout=240)
     assert done.stdout, done.stderr
     return done.returncode, json.loads(done.stdout)
 
@@ -239,7 +239,7 @@ def test_check_changes_no_byte(weightfs, store):
 ], ids=["missing", "no-database", "no-sqlite", "newer-version", "other-application"])
 def test_no_store_is_refused_with_a_reason(weightfs, store, damage, reason):
     damage(store)
-    done = subprocess.run([str(weightfs), "fsck", str(store)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([str(weightfs), "fsck", str(store)], capture_output=True, text=True, timeout=240)
     assert done.returncode not in (0, 2)
     assert reason in done.stderr
     assert done.stderr.count("\n") <= 2  # what is wrong, and what to do

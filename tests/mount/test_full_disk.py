@@ -66,7 +66,7 @@ def test_full(small, size):
     assert read_file(small.dir / "kept.bin") == content
     shutil.rmtree(small.dir / "filling")
     small.wait_sealed()
-    wait_for(lambda: free(small.store) > before - 4 * MIB, 20, "the space that was free before")
+    wait_for(lambda: free(small.store) > before - 4 * MIB, 60, "the space that was free before")
     write_file(small.dir / "again.bin", content[::-1])
     small.remount()
     assert read_file(small.dir / "kept.bin") == content

@@ -77,7 +77,7 @@ def test_mapped_while_it_is_shared(mount):
     write_file(mount.dir / "second.bin", content)
     with open(mount.dir / "second.bin", "rb") as f:
         mapping = mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ)
-    wait_for(lambda: mount.status()["dirty"] == 0, 20, "the duplicate sealed")
+    wait_for(lambda: mount.status()["dirty"] == 0, 60, "the duplicate sealed")
     os.unlink(mount.dir / "first.bin")
     time.sleep(1)
     assert mapping[:] == content
@@ -85,7 +85,7 @@ def test_mapped_while_it_is_shared(mount):
     time.sleep(1)
     assert mapping[:] == content
     mapping.close()
-    wait_for(lambda: mount.wait_sealed()["stored_bytes"] == 0, 20, "the space of what was removed")
+    wait_for(lambda: mount.wait_sealed()["stored_bytes"] == 0, 60, "the space of what was removed")
 
 
 def test_appended_while_it_is_followed(mount):
@@ -100,7 +100,7 @@ def test_appended_while_it_is_followed(mount):
             with open(path, "ab") as log:
                 log.write(line)
             expected += line
-            wait_for(lambda: mount.status()["dirty"] == 0, 20, "the log sealed")
+            wait_for(lambda: mount.status()["dirty"] == 0, 60, "the log sealed")
             assert os.pread(reader, len(expected) + 1, 0) == expected
             assert read_file(path) == expected
     os.close(reader)

@@ -142,7 +142,7 @@ def test_removed_afterwards(both, first, second):
     contents = {"base": mount.base, "tuned": mount.tuned}
     mount.run("repack", mount.dir / "tuned.safetensors")
     os.unlink(mount.dir / f"{first}.safetensors")
-    wait_for(lambda: mount.status()["data_files"] == 1, 20, "one data file that is left")
+    wait_for(lambda: mount.status()["data_files"] == 1, 60, "one data file that is left")
     status = mount.wait_sealed()
     assert status["copied_bytes"] == 0
     assert status["disk_bytes"] < SIZE + 3 * MIB
@@ -152,14 +152,14 @@ def test_removed_afterwards(both, first, second):
     mount.remount()
     assert read_file(mount.dir / f"{second}.safetensors") == contents[second]
     os.unlink(mount.dir / f"{second}.safetensors")
-    wait_for(lambda: mount.wait_sealed()["data_files"] == 0, 20, "every data file given back")
+    wait_for(lambda: mount.wait_sealed()["data_files"] == 0, 60, "every data file given back")
 
 
 def test_nobody_else_has_it(both):
     """Composed only because of what was removed: its objects move, nothing is stored twice."""
     mount = both
     os.unlink(mount.dir / "base.safetensors")
-    wait_for(lambda: mount.wait_sealed()["objects"] == len(NAMES) + 1, 20, "the base's own object given back")
+    wait_for(lambda: mount.wait_sealed()["objects"] == len(NAMES) + 1, 60, "the base's own object given back")
     assert layout(mount, "tuned.safetensors") == "composed"
     mount.run("repack", mount.dir)
     status = mount.wait_sealed()
@@ -302,7 +302,7 @@ def test_stopped_in_the_middle(both):
     assert (0 < done < total, copied, state) == (True, done, MORE)
     assert mount.status()["disk_bytes"] > before["disk_bytes"] + MIB
     os.close(fd)
-    wait_for(lambda: mount.wait_sealed()["disk_bytes"] < before["disk_bytes"] + 2 * MIB, 20, "the space of the copy")
+    wait_for(lambda: mount.wait_sealed()["disk_bytes"] < before["disk_bytes"] + 2 * MIB, 60, "the space of the copy")
     assert layout(mount, "tuned.safetensors") == "composed"
     assert read_file(large) == mount.tuned
 
@@ -388,7 +388,7 @@ def test_full_disk(tmp_path, unmounted):
             before = mount.status()
             done = mount.run("repack", composed, check=False)
             assert (done.returncode, "remove something" in done.stderr) == (1, True), done.stdout + done.stderr
-            wait_for(lambda: mount.wait_sealed()["disk_bytes"] < before["disk_bytes"] + MIB, 20, "the copy's space")
+            wait_for(lambda: mount.wait_sealed()["disk_bytes"] < before["disk_bytes"] + MIB, 60, "the copy's space")
             assert layout(mount, "tuned.safetensors") == "composed"
             assert read_file(composed) == tuned
             os.unlink(mount.dir / "filler")

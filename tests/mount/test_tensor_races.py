@@ -196,7 +196,7 @@ def test_looks_do_not_wait_for_writers(mount, one):
     for mapping in maps:
         mapping.close()
     assert max(looks) < QUICK, looks
-    wait_for(lambda: len(model(one)) == 11, 5, "tensors that are mapped no longer")
+    wait_for(lambda: len(model(one)) == 11, 60, "tensors that are mapped no longer")
 
 
 # ---- at once ----
@@ -374,8 +374,8 @@ def test_updates_of_one_tensor(mount, one, updates):
             mount.wait_sealed()
             seen.append((memory(mount.pid), mount.disk(), mount.status()["stored_bytes"]))
     assert seen[-1][0] < seen[1][0] + 8 * MIB, seen
-    assert seen[-1][1] < 4 * MIB, seen
-    wait_for(lambda: mount.wait_sealed()["stored_bytes"] < 20 * 2000 * 8 + 64 * KIB, 10, "old tensors given back")
+    assert seen[-1][1] < 16 * MIB, seen # its log has 4, and spare data files are kept
+    wait_for(lambda: mount.wait_sealed()["stored_bytes"] < 20 * 2000 * 8 + 64 * KIB, 60, "old tensors given back")
 
 
 @pytest.mark.timeout(300)
@@ -427,7 +427,7 @@ def test_full(request, disk, unmounted, kind):
     for name in list(arrays)[3:]:
         os.unlink(one / f".tensors/{name}.npy")
         del arrays[name]
-    wait_for(lambda: errno_of(np.save, one / ".tensors/again.npy", some(1, MIB)) == 0, 20, "room for a tensor")
+    wait_for(lambda: errno_of(np.save, one / ".tensors/again.npy", some(1, MIB)) == 0, 60, "room for a tensor")
     assert_model(one, arrays | {"again": some(1, MIB)})
     unmounted.remount()
     assert_model(one, arrays | {"again": some(1, MIB)})

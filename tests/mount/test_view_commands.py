@@ -24,7 +24,7 @@ LONGEST = {"npy": 251, "safetensors": 243}  # bytes of a tensor's name whose fil
 
 def call(mount, *args, data=b"", **kwargs):
     """A command whose output is bytes; `data` is its standard input."""
-    return subprocess.run([mount.weightfs, *map(str, args)], input=data, timeout=60,
+    return subprocess.run([mount.weightfs, *map(str, args)], input=data, timeout=240,
                           **({"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | kwargs))
 
 
@@ -93,12 +93,12 @@ def plain_views(unmounted):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help(weightfs, name):
-    done = subprocess.run([weightfs, name, "--help"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([weightfs, name, "--help"], capture_output=True, text=True, timeout=240)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"usage: weightfs {name} ")
     assert all(option in done.stdout for option in COMMANDS[name])
     assert max(map(len, done.stdout.expandtabs().splitlines())) <= 82
-    listed = subprocess.run([weightfs, "--help"], capture_output=True, text=True, timeout=60).stdout
+    listed = subprocess.run([weightfs, "--help"], capture_output=True, text=True, timeout=240).stdout
     assert re.search(rf"^  {name} ", listed, re.M)
 
 
@@ -106,7 +106,7 @@ def test_help(weightfs, name):
                                   "cat --npy --safetensors a b", "cat --json a b", "put a b", "put a b c d", "shard",
                                   "shard a 1GB b", "shard a many", "shard a 0", "shard a -- -5", "shard a 5G"])
 def test_wrong_usage(weightfs, tmp_path, args):
-    done = subprocess.run([weightfs, *args.split()], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    done = subprocess.run([weightfs, *args.split()], capture_output=True, text=True, cwd=tmp_path, timeout=240)
     assert done.returncode == 2 and done.stdout == ""
     assert f"weightfs help {args.split()[0]}" in done.stderr
 

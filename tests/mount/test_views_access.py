@@ -240,7 +240,7 @@ def test_mount_of_an_ordinary_user(weightfs, watchdog, other_user):
 
         def weightfs_as_user(*arguments):
             return subprocess.run([program, *map(str, arguments)], user=other_user.pw_uid, group=other_user.pw_gid,
-                                  extra_groups=[], capture_output=True, text=True, timeout=60)
+                                  extra_groups=[], capture_output=True, text=True, timeout=240)
 
         done = weightfs_as_user("mount", base / "store", directory)
         assert done.returncode == 0, done.stderr

@@ -81,7 +81,7 @@ class Reader:
 
 
 def no_dirty(mount):
-    wait_for(lambda: mount.status()["dirty"] == 0, 20, "everything sealed")
+    wait_for(lambda: mount.status()["dirty"] == 0, 60, "everything sealed")
 
 
 def space_comes_back(mount, seconds=10):

@@ -31,7 +31,7 @@ def environment():
 
 
 def run(*command, check=True, text=True, **variables):
-    done = subprocess.run([os.fspath(part) for part in command], capture_output=True, text=text, timeout=60,
+    done = subprocess.run([os.fspath(part) for part in command], capture_output=True, text=text, timeout=240,
                           stdin=subprocess.DEVNULL, env=environment() | variables)
     if check:
         assert done.returncode == 0, f"{command}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"

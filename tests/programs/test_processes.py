@@ -239,7 +239,7 @@ def test_who_has_it_open(mount):
         return run(command, mount.dir.parent, check=False).stdout.decode()
 
     try:
-        wait_for(lambda: mount.status()["dirty"] == 0, 20, "the file sealed")
+        wait_for(lambda: mount.status()["dirty"] == 0, 60, "the file sealed")
         assert told("lsof -t mnt/file").split() == [name]
         assert f" {mount.dir}/file\n" in told(f"lsof -p {name}")
         assert name in told("fuser mnt/file").split()
@@ -250,7 +250,7 @@ def test_who_has_it_open(mount):
     finally:
         holder.kill()
         holder.wait()
-    wait_for(lambda: told("fuser -m mnt") == "", 10, "that nothing is open any more")
+    wait_for(lambda: told("fuser -m mnt") == "", 60, "that nothing is open any more")
 
 
 # ---- trees ----

@@ -131,7 +131,7 @@ class Mount:
         while "busy" in self.run("umount", self.dir, check=time.monotonic() > deadline).stderr:
             time.sleep(POLL_SECONDS)
         assert not self.mounted, "umount returned 0, but the directory is still mounted"
-        wait_for(lambda: not is_running(self.pid), 10, "the driver's end after umount")
+        wait_for(lambda: not is_running(self.pid), 60, "the driver's end after umount")
         self.watchdog.tell(disarm=str(self.dir))
         self.pid = None
 
@@ -149,7 +149,7 @@ class Mount:
     def kill(self):
         """kill -9 the driver, and take the dead mount out of the tree."""
         os.kill(self.pid, signal.SIGKILL)
-        wait_for(lambda: not is_running(self.pid), 10, "the killed driver's end")
+        wait_for(lambda: not is_running(self.pid), 60, "the killed driver's end")
         assert detach(str(self.dir)), "the dead mount could not be detached"
         self.watchdog.tell(disarm=str(self.dir))
         self.pid = None
