@@ -181,13 +181,31 @@ void wfs_op_unlink(fuse_req_t req, fuse_ino_t parent, const char *name)
 	fuse_reply_err(req, -err);
 }
 
+/* A view goes with the last shard: `rm -r` lists it, and removes it last. 1: `name` is none. */
+static int remove_view(struct wfs_driver *d, uint64_t parent, const char *name)
+{
+	struct wfs_view_child view = {.model = NULL};
+	int found = wfs_view_find_root(d, parent, name, &view);
+
+	wfs_view_child_release(&view);
+	if (found <= 0)
+		return found < 0 ? found : 1;
+	wfs_view_settle(d, parent);
+	found = wfs_view_has_model(d, parent);
+	return found > 0 ? -ENOTEMPTY : found;
+}
+
 void wfs_op_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name)
 {
 	struct wfs_driver *d = wfs_driver_of(req);
 	struct wfs_attr a;
 	uint64_t ino;
-	int err;
+	int err = remove_view(d, parent, name);
 
+	if (err <= 0) {
+		fuse_reply_err(req, -err);
+		return;
+	}
 	/* A directory is not empty as soon as a tensor was put into it. */
 	if (wfs_name_lookup(d->store, parent, name, &a) == 0)
 		wfs_view_settle(d, a.ino);

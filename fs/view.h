@@ -117,10 +117,12 @@ int wfs_view_has_model(struct wfs_driver *d, uint64_t dir);
 int wfs_view_find(struct wfs_driver *d, const struct wfs_view_key *parent, const char *name,
 	int32_t tid, struct wfs_view_child *ret);
 
-/* A directory as it is when it is opened. */
+/* A directory as it is when it is opened, or read from its beginning again. */
 struct wfs_view_listing;
 int wfs_view_list(
 	struct wfs_driver *d, const struct wfs_view_key *dir, struct wfs_view_listing **ret);
+/* It is read from its beginning: not for the first time, then as it is now. 0 or -errno. */
+int wfs_view_list_begin(struct wfs_driver *d, struct wfs_view_listing *l);
 void wfs_view_listing_free(struct wfs_view_listing *l);
 /*
  * Entry number i, 0 and up: 1 with its name and child (with the size if `with_size`), 0 behind the

@@ -385,9 +385,7 @@ static bool is_replaced(const struct wfs_model *m, const char *name)
 	for (size_t i = 0; i < m->n_shards; i++)
 		if (strcmp(m->shards[i].name, name) == 0)
 			return true;
-	return wfs_shard_name_parse(name, &parsed) && strcmp(parsed.base, m->base) == 0 &&
-	       parsed.has_variant == (m->variant != NULL) &&
-	       (!m->variant || strcmp(parsed.variant, m->variant) == 0);
+	return wfs_shard_name_parse(name, &parsed) && wfs_shard_name_is_of(&parsed, m->base, m->variant);
 }
 
 static int get_cut(
@@ -472,6 +470,7 @@ struct wfs_view_listing {
 	size_t n_sizes, n_names, room;
 	uint64_t last;
 	size_t seen;
+	bool is_read; /* from its beginning */
 };
 
 static int add_name(void *ctx, const struct wfs_dirent *entry)
@@ -523,6 +522,17 @@ static int fill_listing(struct wfs_driver *d, struct wfs_view_listing *l)
 	return err;
 }
 
+/* What it holds goes. */
+static void clear_listing(struct wfs_view_listing *l)
+{
+	wfs_model_unref(l->model);
+	for (size_t i = 0; i < l->n_names; i++)
+		free(l->names[i]);
+	free(l->names);
+	free(l->sizes);
+	*l = (struct wfs_view_listing){.dir = l->dir};
+}
+
 int wfs_view_list(
 	struct wfs_driver *d, const struct wfs_view_key *dir, struct wfs_view_listing **ret)
 {
@@ -540,15 +550,26 @@ int wfs_view_list(
 	return err;
 }
 
+int wfs_view_list_begin(struct wfs_driver *d, struct wfs_view_listing *l)
+{
+	struct wfs_view_listing now = {.dir = l->dir};
+	int err = l->is_read ? fill_listing(d, &now) : 0;
+
+	if (err) {
+		clear_listing(&now);
+	} else if (l->is_read) {
+		clear_listing(l);
+		*l = now;
+	}
+	l->is_read = true;
+	return err;
+}
+
 void wfs_view_listing_free(struct wfs_view_listing *l)
 {
 	if (!l)
 		return;
-	wfs_model_unref(l->model);
-	for (size_t i = 0; i < l->n_names; i++)
-		free(l->names[i]);
-	free(l->names);
-	free(l->sizes);
+	clear_listing(l);
 	free(l);
 }
 

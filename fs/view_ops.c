@@ -347,6 +347,8 @@ static void read_directory(
 	struct fuse_entry_param dot = {.attr = {.st_mode = S_IFDIR}};
 	int err = buf && node ? 0 : -ENOMEM;
 
+	if (!err && off == 0)
+		err = wfs_view_list_begin(d, l);
 	if (!err) {
 		dot.attr.st_ino = node->st.st_ino;
 		if ((off > 0 || put(&f, ".", &dot, 1)) && (off > 1 || put(&f, "..", &dot, 2)))

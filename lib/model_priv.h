@@ -28,7 +28,6 @@ struct wfs_model_file {
 struct wfs_scan {
 	struct wfs_store *store;
 	uint64_t dir;
-	const char *variant;
 	struct wfs_model_file *files;
 	size_t n, room;
 	uint64_t last;
@@ -37,7 +36,10 @@ struct wfs_scan {
 
 /* Of two names, bytewise. */
 int wfs_compare_bytes(const char *a, size_t a_len, const char *b, size_t b_len);
-/* Files with names of shards and indexes of this variant; shards by number, the index last. */
+/*
+ * Files with names of shards and indexes of this variant; shards by number, the index last. A name that is
+ * not usual has a variant only if a file without it, or an index, is there, too: its dots are its own.
+ */
 int wfs_scan_directory(
 	struct wfs_store *s, uint64_t dir, const char *variant, struct wfs_scan *ret);
 int wfs_scan_add(struct wfs_scan *scan, const char *name, const struct wfs_attr *attr,

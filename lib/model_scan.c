@@ -41,18 +41,94 @@ static int scan_entry(void *ctx, const struct wfs_dirent *entry)
 {
 	struct wfs_scan *scan = ctx;
 	struct wfs_shard_name parsed;
-	struct wfs_attr target;
 
 	scan->last = entry->id;
 	scan->seen++;
-	if (!wfs_shard_name_parse(entry->name, &parsed) ||
-		!wfs_is_same_text(parsed.has_variant ? parsed.variant : NULL, scan->variant))
-		return 0;
-	/* A cache of the Hugging Face hub has links to its blobs. */
-	if (S_ISLNK(entry->mode) &&
-		wfs_name_follow(scan->store, scan->dir, entry->name, &target) == 0)
-		return wfs_scan_add(scan, entry->name, &target, &parsed);
-	return wfs_scan_add(scan, entry->name, &entry->attr, &parsed);
+	return wfs_shard_name_parse(entry->name, &parsed)
+		       ? wfs_scan_add(scan, entry->name, &entry->attr, &parsed)
+		       : 0;
+}
+
+/* The names that a training library gives; a part of them behind a dot is a variant. */
+static const char *const usual[] = {"model", "diffusion_pytorch_model", "adapter_model"};
+
+static bool is_usual(const char *base)
+{
+	for (size_t i = 0; i < WFS_ARRAY_SIZE(usual); i++)
+		if (strcmp(base, usual[i]) == 0)
+			return true;
+	return false;
+}
+
+/* A file that shows where this base ends. */
+static bool is_base(const struct wfs_scan *scan, const char *base)
+{
+	for (size_t i = 0; i < scan->n; i++) {
+		const struct wfs_shard_name *p = &scan->files[i].parsed;
+
+		if ((!p->has_variant || p->is_index) && strcmp(p->base, base) == 0)
+			return true;
+	}
+	return false;
+}
+
+/* "Llama-3.1-8B" is no variant "1-8B" of "Llama-3", unless there is a Llama-3 beside it. */
+static void join_dots(struct wfs_scan *scan)
+{
+	char checked[WFS_SHARD_NAME_SIZE] = "";
+	bool joins = false;
+
+	for (size_t i = 0; i < scan->n; i++) {
+		struct wfs_shard_name *p = &scan->files[i].parsed;
+
+		if (!p->has_variant || p->is_index)
+			continue;
+		if (strcmp(checked, p->base) != 0)
+			joins = !is_usual(p->base) && !is_base(scan, p->base);
+		strcpy(checked, p->base);
+		if (joins) {
+			strcat(strcat(p->base, "."), p->variant); /* as long as in the name */
+			p->variant[0] = '\0';
+			p->has_variant = false;
+		}
+	}
+}
+
+static int read_directory(struct wfs_store *s, uint64_t dir, struct wfs_scan *scan)
+{
+	int err;
+
+	*scan = (struct wfs_scan){.store = s, .dir = dir};
+	do {
+		scan->seen = 0;
+		err = wfs_name_readdir(s, dir, scan->last, ENTRIES_AT_ONCE, true, scan_entry, scan);
+	} while (err == 0 && scan->seen == ENTRIES_AT_ONCE);
+	if (err)
+		wfs_model_files_free(scan->files, scan->n);
+	else
+		join_dots(scan);
+	return err;
+}
+
+/* Those of other variants go. A cache of the Hugging Face hub has links to its blobs. */
+static void keep_variant(struct wfs_scan *scan, const char *variant)
+{
+	struct wfs_attr target;
+	size_t kept = 0;
+
+	for (size_t i = 0; i < scan->n; i++) {
+		struct wfs_model_file *f = &scan->files[i];
+
+		if (!wfs_is_same_text(f->parsed.has_variant ? f->parsed.variant : NULL, variant)) {
+			free(f->name);
+			continue;
+		}
+		if (S_ISLNK(f->attr.mode) &&
+			wfs_name_follow(scan->store, scan->dir, f->name, &target) == 0)
+			f->attr = target;
+		scan->files[kept++] = *f;
+	}
+	scan->n = kept;
 }
 
 /* The whole before its parts, and these by number; the index last. */
@@ -78,20 +154,13 @@ void wfs_model_files_free(struct wfs_model_file *files, size_t n)
 
 int wfs_scan_directory(struct wfs_store *s, uint64_t dir, const char *variant, struct wfs_scan *ret)
 {
-	struct wfs_scan scan = {.store = s, .dir = dir, .variant = variant};
-	int err;
+	int err = read_directory(s, dir, ret);
 
-	do {
-		scan.seen = 0;
-		err = wfs_name_readdir(s, dir, scan.last, ENTRIES_AT_ONCE, true, scan_entry, &scan);
-	} while (err == 0 && scan.seen == ENTRIES_AT_ONCE);
-	if (err) {
-		wfs_model_files_free(scan.files, scan.n);
+	if (err)
 		return err;
-	}
-	if (scan.n)
-		qsort(scan.files, scan.n, sizeof(*scan.files), compare_files);
-	*ret = scan;
+	keep_variant(ret, variant);
+	if (ret->n)
+		qsort(ret->files, ret->n, sizeof(*ret->files), compare_files);
 	return 0;
 }
 
@@ -106,8 +175,6 @@ static bool has_base(const struct wfs_scan *scan, const char *base)
 /* NULL: there are several, and none of them is usual. */
 const char *wfs_scan_base(const struct wfs_scan *scan)
 {
-	static const char *const usual[] = {"model", "diffusion_pytorch_model", "adapter_model"};
-
 	for (size_t i = 0; i < WFS_ARRAY_SIZE(usual); i++)
 		if (has_base(scan, usual[i]))
 			return usual[i];
@@ -131,45 +198,23 @@ void wfs_scan_keep_base(struct wfs_scan *scan, const char *base)
 	scan->n = kept;
 }
 
-/* ---- variants ---- */
-
-/* The smallest behind `after`. */
-struct variants {
-	const char *after;
-	char *found; /* owned */
-	uint64_t last;
-	size_t seen;
-};
-
-static int look_at_variant(void *ctx, const struct wfs_dirent *entry)
-{
-	struct variants *v = ctx;
-	struct wfs_shard_name parsed;
-
-	v->last = entry->id;
-	v->seen++;
-	if (!wfs_shard_name_parse(entry->name, &parsed) || !parsed.has_variant ||
-		(v->after && strcmp(parsed.variant, v->after) <= 0) ||
-		(v->found && strcmp(parsed.variant, v->found) >= 0))
-		return 0;
-	free(v->found);
-	v->found = strdup(parsed.variant);
-	return v->found ? 0 : -ENOMEM;
-}
-
 int wfs_scan_next_variant(struct wfs_store *s, uint64_t dir, const char *after, char **ret)
 {
-	struct variants v = { .after = after };
-	int err;
+	const char *found = NULL;
+	struct wfs_scan scan;
+	int err = read_directory(s, dir, &scan);
 
-	do {
-		v.seen = 0;
-		err = wfs_name_readdir(s, dir, v.last, ENTRIES_AT_ONCE, false, look_at_variant, &v);
-	} while (err == 0 && v.seen == ENTRIES_AT_ONCE);
-	if (err || !v.found) {
-		free(v.found);
+	if (err)
 		return err;
+	for (size_t i = 0; i < scan.n; i++) {
+		const struct wfs_shard_name *p = &scan.files[i].parsed;
+
+		if (p->has_variant && (!after || strcmp(p->variant, after) > 0) &&
+			(!found || strcmp(p->variant, found) < 0))
+			found = p->variant;
 	}
-	*ret = v.found;
-	return 1;
+	*ret = found ? strdup(found) : NULL;
+	err = !found ? 0 : *ret ? 1 : -ENOMEM;
+	wfs_model_files_free(scan.files, scan.n);
+	return err;
 }

@@ -163,3 +163,20 @@ bool wfs_shard_name_parse(const char *name, struct wfs_shard_name *ret)
 	*ret = n;
 	return true;
 }
+
+static void stem(char ret[2 * WFS_SHARD_NAME_SIZE], const char *base, const char *variant)
+{
+	snprintf(ret, 2 * WFS_SHARD_NAME_SIZE, "%s%s%s", base, variant ? "." : "", variant ? variant : "");
+}
+
+bool wfs_shard_name_is_of(const struct wfs_shard_name *name, const char *base, const char *variant)
+{
+	const char *has = name->has_variant ? name->variant : NULL;
+	char a[2 * WFS_SHARD_NAME_SIZE], b[2 * WFS_SHARD_NAME_SIZE];
+
+	if (name->is_index)
+		return strcmp(name->base, base) == 0 && wfs_is_same_text(has, variant);
+	stem(a, name->base, has);
+	stem(b, base, variant);
+	return strcmp(a, b) == 0;
+}

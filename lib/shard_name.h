@@ -66,4 +66,10 @@ int wfs_shard_index_name(
  */
 bool wfs_shard_name_parse(const char *name, struct wfs_shard_name *ret);
 
+/*
+ * Is it a name of this model, wherever the reader let the base of a file of tensors end? So
+ * "a.b.safetensors" is of base "a.b", and of base "a" with the variant "b" (NULL: none).
+ */
+bool wfs_shard_name_is_of(const struct wfs_shard_name *name, const char *base, const char *variant);
+
 #endif

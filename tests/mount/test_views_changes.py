@@ -136,7 +136,6 @@ def test_other_tensors(mount, model):
     assert errno_of(os.listdir, mount.dir / "moved/.shards/single") == errno.ENOENT
 
 
-@pytest.mark.xfail(strict=True, reason="V22: a listing is made at opendir, and not again at rewinddir")
 def test_listed_again(model):
     """Who has a view's directory open and lists it again sees what is in it now."""
     write_file(model / "model.safetensors", content(0, SMALL, "ab"))

@@ -129,12 +129,27 @@ def test_variants(model):
     assert sorted(os.listdir(model / ".shards@int8/1")) == sorted(os.listdir(model))
 
 
-@pytest.mark.xfail(strict=True, reason="V17: what is behind the first dot is taken for a variant")
-@pytest.mark.parametrize("name", ["sd_xl_base_1.0.safetensors", "Llama-3.1-8B.safetensors"])
-def test_dots_in_a_name(model, name):
-    """The only file that there is is the model, or .tensors says why it is none."""
-    write_file(model / name, shard("a"))
-    assert os.listdir(model / ".tensors") == ["a.npy"] or error_of(model)
+@pytest.mark.parametrize("base", ["sd_xl_base_1.0", "Llama-3.1-8B", "a.b.c"])
+def test_dots_in_a_name(model, base):
+    """The only name that there is is the model's, dots included; written, cut and indexed under it."""
+    write_file(model / f"{base}.safetensors", shard("a", "b"))
+    assert_shows(model, "a", "b")
+    assert os.listdir(model / ".shards/single") == [f"{base}.safetensors"]
+    assert sorted(os.listdir(model / ".shards/1")) == [
+        f"{base}-00001-of-00002.safetensors", f"{base}-00002-of-00002.safetensors", f"{base}.safetensors.index.json"]
+    write_file(model / ".tensors/c.npy", read_file(model / ".tensors/a.npy"))
+    assert os.listdir(model) == [f"{base}.safetensors"]
+    assert sorted(os.listdir(model / ".tensors")) == ["a.npy", "b.npy", "c.npy"]
+    os.setxattr(model, "user.weightfs.max_shard_size", b"1")
+    assert len(os.listdir(model)) == 4 and f"{base}-00003-of-00003.safetensors" in os.listdir(model)
+    assert sorted(os.listdir(model / ".tensors")) == ["a.npy", "b.npy", "c.npy"]
+
+
+def test_variant_of_an_unusual_name(model):
+    """It is one where the name without it is there, too."""
+    save(model, custom__safetensors=shard("plain"), custom__fp16__safetensors=shard("small"))
+    assert_shows(model, "plain")
+    assert_shows(model, "small", variant="@fp16")
 
 
 # ---- with an index ----
