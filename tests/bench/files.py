@@ -1,7 +1,7 @@
 """Works on large files: read, mapped, composed, written, copied."""
 
 from work import (BINDFS, BINDFS_USER, DISK, MIB, PASSTHROUGH, ROOT, USER, Bound, Fixture, Measure, Work,
-                  cold_and_warm, timed, worker)
+                  can_drop_caches, cold_and_warm, drop_caches, timed, worker)
 
 SHARDS = 4  # of the checkpoint that is copied
 
@@ -14,6 +14,12 @@ def make_large(place, sizes):
 
 def make_composed(place, sizes):
     place.run("python3", "-c", WRITE_SHARDS, place.fixtures, sizes.large)
+
+
+def make_viewed(place, sizes):
+    make_composed(place, sizes)
+    place.run("mkdir", place.fixtures / "viewed")
+    place.run("cp", place.fixtures / "tuned.safetensors", place.fixtures / "viewed/model.safetensors")
 
 
 def make_checkpoint(place, sizes):
@@ -47,6 +53,8 @@ for shard in ("base", "tuned"):
 LARGE = Fixture("a large file", make_large, ("large",))
 COMPOSED = Fixture("a shard every second tensor of which is another shard's", make_composed,
                    ("base.safetensors", "tuned.safetensors"))
+VIEWED = Fixture("a model of that shard, seen in two", make_viewed,
+                 ("viewed", "base.safetensors", "tuned.safetensors"))
 CHECKPOINT = Fixture("a checkpoint of four shards", make_checkpoint, ("checkpoint",))
 
 READ_COLD = (Bound(ROOT, "speed", 0.95, DISK), Bound(USER, "speed", 1.2, BINDFS_USER))
@@ -67,6 +75,29 @@ def random_reads(block, count, warm=False):
 def random_works(name, block, cold, warm):
     return cold_and_warm(name, random_reads(block, cold), RANDOM, RANDOM, (LARGE,),
                          random_reads(block, warm, warm=True))
+
+
+# ---- viewed ----
+
+def read_view(how, argument):
+    """Cold: the seconds for the shard, those for a view of it in two, and how many times as fast the view is."""
+    def run(place, sizes):
+        cut = place.dir / "viewed/.shards" / str(sizes.large // 2)
+        seconds = []
+        for names in (["tuned.safetensors"], [cut / f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]):
+            if can_drop_caches():
+                drop_caches()
+            seconds.append(sum(worker(how, name, argument)(place, sizes) for name in names))
+        return *seconds, seconds[0] / seconds[1]
+    return run
+
+
+def view_work(name, how, argument):
+    name = f"view of a composed shard, {name}"
+    return Work(name, (Measure(f"{name}: the shard"), Measure(f"{name}: the view"),
+                       Measure(f"{name}: speed", (Bound(ROOT, "at least", 0.95), Bound(USER, "at least", 0.95)),
+                               "× the shard")),
+                read_view(how, argument), (VIEWED,), warm_up=False, places=(ROOT, USER))
 
 
 # ---- written ----
@@ -108,6 +139,8 @@ WORKS = [
                   (COMPOSED,)),
     cold_and_warm("composed shard, mmap", worker("map", "tuned.safetensors", 1), COMPOSITION, (),
                   (COMPOSED,)),
+    view_work("sequential", "read", MIB),
+    view_work("mmap", "map", 1),
     Work("write", (Measure("write to close, 16 MiB each", (Bound(ROOT, "speed", 0.9, DISK),
                                                            Bound(USER, "speed", 1.5, BINDFS_USER))),),
          lambda place, sizes: (worker("write", "written", 16 * MIB, "SIZE", size=twice)(place, sizes),),

@@ -86,6 +86,42 @@ def are_equal(left, right):
     return ours.keys() == theirs.keys() and all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
 
+# ---- a large one ----
+
+
+@pytest.mark.long
+@pytest.mark.skipif("SANITIZE" in os.environ, reason="2 GiB, seven times")
+def test_large(mount):
+    """2 GiB at seven sizes: loaded equal, with the index that is written for that size, and nothing is stored."""
+    directory = mount.dir / "model"
+    model = models.llama(hidden=2048, layers=9, vocabulary=32_000).to(torch.float32).eval()
+    assert models.largest_shard(model, 1) > 2 << 30
+    model.save_pretrained(directory, max_shard_size="700MB")
+    state = in_file_order(directory, model)
+    mount.wait_sealed()
+    before = mount.disk()
+    for size in ("50MB", "150MB", "300MiB", "500MB", "1GB", "1800MB", "5GB"):
+        plan = huggingface_hub.split_torch_state_dict_into_shards(state, max_shard_size=to_bytes(size))
+        cut = directory / ".shards" / size
+        names = set(plan.filename_to_tensors)
+        assert {name for name in os.listdir(cut) if name.endswith(".safetensors")} == names
+        if plan.is_sharded:
+            expected = {"metadata": {"total_parameters": model.num_parameters(), **plan.metadata},
+                        "weight_map": plan.tensor_to_filename}
+            text = json.dumps(expected, indent=2, sort_keys=True) + "\n"
+            assert read_file(cut / "model.safetensors.index.json") == text.encode()
+        loaded = load(cut, model)
+        models.assert_equal(loaded, model)
+        del loaded
+        gc.collect()
+    assert mount.disk() - before < 1 << 20
+
+
+def to_bytes(size):
+    """MiB are not known to the library."""
+    return int(size[:-3]) << 20 if size.endswith("MiB") else size
+
+
 # ---- what is in a cut ----
 
 
