@@ -8,8 +8,8 @@ import time
 
 from support.watchdog import abort_connection, detach, mount_device, runs_store
 
-COMMAND_SECONDS = 60
-SETTLE_SECONDS = 30
+COMMAND_SECONDS = 120
+SETTLE_SECONDS = 60
 POLL_SECONDS = 0.02
 BUSY_SECONDS = 3
 SETTLES = ["dirty", "sealed", "remounted"]  # the states of what was just written, for Mount.settle()
