@@ -378,21 +378,9 @@ void wfs_view_op_readdirplus(
 static int shape_text(const struct wfs_model *m, size_t i, char **ret)
 {
 	WFS_AUTO_FREE uint64_t *shape = NULL;
-	uint32_t ndim = wfs_model_tensor(m, i)->ndim;
-	size_t used = 0, room = 3 + 22 * (size_t)ndim;
 	int err = wfs_model_shape(m, i, &shape);
-	char *text = err ? NULL : malloc(room);
 
-	if (!text)
-		return err ? err : -ENOMEM;
-	text[used++] = '[';
-	for (uint32_t k = 0; k < ndim; k++)
-		used += (size_t)snprintf(text + used, room - used, "%s%llu", k ? ", " : "",
-			(unsigned long long)shape[k]);
-	text[used++] = ']';
-	text[used] = '\0';
-	*ret = text;
-	return 0;
+	return err ? err : wfs_shape_text(shape, wfs_model_tensor(m, i)->ndim, ret);
 }
 
 static int tensor_xattr(const struct wfs_model *m, size_t i, const char *name, char **ret)

@@ -140,7 +140,7 @@ struct wfs_cut {
  * that of the first shard that has a key. Other members of the index's metadata stay as
  * they are; total_parameters, where the index has none, counts the elements. *ret is the
  * model's, which keeps it for the next time. -ENODATA: the model has no tensors; -EINVAL,
- * -EFBIG with a reason: a header would be too large.
+ * -EFBIG with a reason: a header would be too large; -EBUSY with a reason: too many cuts are kept.
  */
 int wfs_model_cut(struct wfs_model *m, uint64_t max_shard_size, const struct wfs_cut **ret,
 	struct wfs_err *err);

@@ -134,23 +134,6 @@ struct tensor {
 	uint64_t start, length;
 };
 
-static int shape_json(const uint64_t *shape, size_t ndim, char **ret)
-{
-	size_t used = 0, room = 3 + 22 * ndim;
-	char *text = malloc(room);
-
-	if (!text)
-		return -ENOMEM;
-	text[used++] = '[';
-	for (size_t i = 0; i < ndim; i++)
-		used += (size_t)snprintf(text + used, room - used, "%s%llu", i ? ", " : "",
-			(unsigned long long)shape[i]);
-	text[used++] = ']';
-	text[used] = '\0';
-	*ret = text;
-	return 0;
-}
-
 static int read_npy(struct wfs_file *f, struct wfs_npy *npy, struct wfs_err *err)
 {
 	uint8_t head[WFS_NPY_PREFIX] = {0};
@@ -200,7 +183,7 @@ static int look_at_safetensors(struct wfs_file *f, struct tensor *ret, struct wf
 		ret->dtype = st.tensors[0].dtype;
 		ret->start = WFS_SAFETENSORS_PREFIX + st.header_len + st.tensors[0].begin;
 		ret->length = st.tensors[0].end - st.tensors[0].begin;
-		e = shape_json(shape, ndim, &ret->shape);
+		e = wfs_shape_text(shape, ndim, &ret->shape);
 	}
 	wfs_safetensors_release(&st);
 	return e;
@@ -372,7 +355,7 @@ static int put_npy(struct wfs_store *s, const struct wfs_model_name *name, struc
 	int ret = read_npy(f, &npy, err);
 
 	if (!ret)
-		ret = shape_json(npy.shape, npy.ndim, &t.shape);
+		ret = wfs_shape_text(npy.shape, npy.ndim, &t.shape);
 	if (ret)
 		return ret;
 	t.dtype = npy.dtype;

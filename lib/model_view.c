@@ -450,6 +450,19 @@ static int make_cut(const struct wfs_model *m, uint64_t max_shard_size, struct w
 	return e;
 }
 
+#define CUTS_ALWAYS 8
+#define CUT_TENSORS_MAX 400000
+
+/* Each takes some 250 bytes for a tensor, until nobody has asked for the model for a while. */
+static bool are_too_many(const struct wfs_model *m)
+{
+	size_t n = 0;
+
+	for (const struct wfs_cut *cut = m->cuts; cut; cut = cut->next)
+		n++;
+	return n >= CUTS_ALWAYS && n >= CUT_TENSORS_MAX / m->n;
+}
+
 int wfs_model_cut(struct wfs_model *m, uint64_t max_shard_size, const struct wfs_cut **ret,
 	struct wfs_err *err)
 {
@@ -463,7 +476,9 @@ int wfs_model_cut(struct wfs_model *m, uint64_t max_shard_size, const struct wfs
 	for (cut = m->cuts; cut && cut->max_shard_size != max_shard_size; cut = cut->next)
 		;
 	if (!cut) {
-		e = make_cut(m, max_shard_size, &cut, err);
+		e = are_too_many(m) ? wfs_err_set(err, -EBUSY, "too-many-sizes", WFS_NO_OFFSET,
+					      "it is seen at too many sizes; they are forgotten when nobody has looked at it for some seconds")
+				    : make_cut(m, max_shard_size, &cut, err);
 		if (!e) {
 			cut->next = m->cuts;
 			m->cuts = cut;

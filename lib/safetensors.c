@@ -72,6 +72,22 @@ size_t wfs_safetensors_shape(const struct wfs_safetensors *st,
 	return t->ndim;
 }
 
+int wfs_shape_text(const uint64_t *dims, size_t ndim, char **ret)
+{
+	size_t used = 0, room = 3 + 22 * ndim; /* 20 digits, ", " */
+	char *text = malloc(room);
+
+	if (!text)
+		return -ENOMEM;
+	text[used++] = '[';
+	for (size_t i = 0; i < ndim; i++)
+		used += (size_t)snprintf(text + used, room - used, "%s%llu", i ? ", " : "",
+			(unsigned long long)dims[i]);
+	strcpy(text + used, "]");
+	*ret = text;
+	return 0;
+}
+
 void wfs_st_size_times(struct wfs_st_size *size, uint64_t dim)
 {
 	size->overflows |= wfs_mul_overflows(size->elements, dim, &size->elements);

@@ -131,6 +131,9 @@ void wfs_safetensors_release(struct wfs_safetensors *st);
 size_t wfs_safetensors_shape(const struct wfs_safetensors *st,
 	const struct wfs_safetensors_tensor *t, uint64_t *dims, size_t max);
 
+/* A shape as JSON, "[2, 3]"; the caller frees *ret. -ENOMEM. */
+int wfs_shape_text(const uint64_t *dims, size_t ndim, char **ret) WFS_WARN_UNUSED;
+
 /* The warnings of a set as one line of text, "; " between them, cut to size. */
 void wfs_safetensors_warning_text(unsigned warnings, char *buf, size_t size);
 

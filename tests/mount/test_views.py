@@ -8,13 +8,14 @@ import os
 import shutil
 import stat
 import subprocess
+import time
 
 import pytest
 
 from support import shards
 from support.files import (FALLOC_PUNCH_HOLE, RENAME_EXCHANGE, errno_of, fallocate, random_bytes, read_file, renameat2,
                            tree_hashes, write_file)
-from support.mounts import disk_blocks
+from support.mounts import disk_blocks, wait_for
 
 FILES = {
     "config.json": b'{"hidden_size": 4}',
@@ -235,6 +236,20 @@ def test_many(mount):
     assert len(set(names)) == len(names) == 10_000 + 1 + 600
     assert read_file(mount.dir / ".shards/8/model-07777-of-10000.safetensors").endswith(b"%08d" % 7776)
     assert read_file(mount.dir / ".shards/8/599.txt") == b"599"
+
+
+@pytest.mark.long
+def test_many_sizes(mount):
+    """What is kept for views is bounded: EBUSY for one size too many, until they are not looked at any more."""
+    write_file(mount.dir / "model.safetensors", shards.shard({f"t{number}": b"12345678" for number in range(60_000)}))
+    sizes = range(100_000, 108_000, 1000)
+    for size in sizes:
+        assert "model.safetensors.index.json" in os.listdir(mount.dir / f".shards/{size}")
+    assert errno_of(os.listdir, mount.dir / ".shards/300000") == errno.EBUSY
+    assert len(os.listdir(mount.dir / f".shards/{sizes[-1]}")) > 2
+    assert "too many sizes" in mount.log()
+    time.sleep(10)
+    wait_for(lambda: not errno_of(os.listdir, mount.dir / ".shards/300000") or time.sleep(10), 60, "room for a size")
 
 
 # ---- links and directories beside the weights ----
