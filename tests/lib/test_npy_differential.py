@@ -25,7 +25,7 @@ np = pytest.importorskip("numpy")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 BUILD = pathlib.Path(os.environ.get("WEIGHTFS_BUILD", ROOT / "build"))
-COUNT = int(os.environ.get("WEIGHTFS_DIFF_COUNT", "3000"))
+COUNT = int(os.environ.get("WEIGHTFS_DIFF_COUNT", "1000"))
 SEED = os.environ.get("WEIGHTFS_DIFF_SEED", "1")
 BATCH = 500
 ROOMS = [(), (8, 8, 0), (64, 40, 8), (100, 4096, 4096)]
@@ -393,6 +393,7 @@ def all_spellings():
     return codes + sized + sorted(names) + [s + n for s in "<>=|" for n in sorted(map(str, np.sctypeDict))]
 
 
+@pytest.mark.long
 def test_every_spelling_of_a_dtype(helper):
     files = []
     for descr in all_spellings():

@@ -91,6 +91,7 @@ def test_save_and_load(mount, plain, version):
     run("load", version, mount.dir)
 
 
+@pytest.mark.long
 def test_saved_by_one_loaded_by_another(mount):
     """What the oldest writes over what the newest wrote, and the reverse, is one set of tensors on the disk."""
     run("save", VERSIONS[-1], mount.dir)

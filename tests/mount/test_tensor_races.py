@@ -379,7 +379,7 @@ def test_updates_of_one_tensor(mount, one, updates):
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("most", [2000, pytest.param(10_000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("most", [1000, pytest.param(10_000, marks=pytest.mark.long)])
 def test_time_for_many_tensors(mount, most):
     """Ten times as many take about ten times as long, and the first look is quick."""
     def put(directory, count):

@@ -52,6 +52,7 @@ def run(command, base, *more, check=True):
     return done
 
 
+@pytest.mark.long
 def test_what_it_writes(command, base, tmp_path):
     docs, answer = tmp_path / "docs", tmp_path / "run.json"
     only = [word for work in WORKS for word in ("--only", work)]
@@ -70,6 +71,7 @@ def test_what_it_writes(command, base, tmp_path):
         assert (docs / "performance" / name).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.long
 def test_results_are_merged(command, base, tmp_path):
     kept = tmp_path / "docs" / "performance" / "results.json"
     for only in ("stat small", "read small"):
