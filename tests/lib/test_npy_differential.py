@@ -6,7 +6,7 @@ describes, with the same fields, and converts the array to the bytes that numpy.
 writes of it. ONLY_NUMPY has examples of the rest. Environment:
 
     WEIGHTFS_NPY         the built helper; else tests/npy_cli in WEIGHTFS_BUILD, else in build/
-    WEIGHTFS_DIFF_COUNT  random files of each kind (default 3000)
+    WEIGHTFS_DIFF_COUNT  random files of each kind (default 1000)
     WEIGHTFS_DIFF_SEED   seed of the random files (default 1)
 """
 
