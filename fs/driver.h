@@ -105,9 +105,12 @@ void wfs_handles_free_all(struct wfs_driver *d);
 void wfs_log_verdict(struct wfs_driver *d, uint64_t ino, const char *what,
 	const struct wfs_err *why);
 
-/* Reply with the bytes of a content, less at its end. */
+/*
+ * Reply with the bytes of a content, less at its end. Where some are damaged, EIO; who reads with
+ * O_DIRECT (`is_direct`) gets what is before these: elsewhere a short answer means the end of the file.
+ */
 struct wfs_content;
-void wfs_reply_content(fuse_req_t req, struct wfs_content *c, size_t size, uint64_t offset);
+void wfs_reply_content(fuse_req_t req, struct wfs_content *c, size_t size, uint64_t offset, bool is_direct);
 
 /* Free what a thread of the loop keeps for itself. */
 void wfs_thread_end(void);

@@ -36,4 +36,26 @@ struct wfs_ioc_repack {
 	uint32_t reserved;    /* 0 */
 };
 
+/*
+ * What `weightfs verify` has found in the store behind the mount: objects are marked as
+ * damaged, or their marks taken away, where they still live where they were found; whole
+ * copies with wrong bytes are dropped. On any directory of the mount; root and who mounted may. Errors:
+ *   EPERM, EROFS, EINVAL
+ */
+#define WFS_IOC_DAMAGE _IOWR(0x57, 2, struct wfs_ioc_damage)
+#define WFS_IOC_DAMAGE_MAX 64
+
+struct wfs_ioc_damage {
+	uint32_t n;       /* of list[] */
+	uint32_t changed; /* answer: how many made a difference */
+	struct {
+		uint64_t object;
+		uint64_t data_file, offset; /* where it was found; data_file 0: in the database */
+		uint64_t good_file, good_at; /* a whole copy that has its bytes; good_file 0: none */
+		uint64_t copy_of;           /* not 0: the manifest whose whole copy data_file is */
+		uint32_t reason;            /* enum wfs_damage_reason */
+		uint32_t reserved;          /* 0 */
+	} list[WFS_IOC_DAMAGE_MAX];
+};
+
 #endif

@@ -28,8 +28,11 @@ static void *notify_main(void *ctx)
 	while ((notice = take(n))) {
 		pthread_mutex_unlock(&n->lock);
 		/* -ENOENT: it knew nothing. */
-		fuse_lowlevel_notify_inval_entry(
-			n->session, notice->dir, notice->name, strlen(notice->name));
+		if (notice->is_pages)
+			fuse_lowlevel_notify_inval_inode(n->session, notice->ino, 0, 0);
+		else
+			fuse_lowlevel_notify_inval_entry(
+				n->session, notice->ino, notice->name, strlen(notice->name));
 		free(notice);
 		pthread_mutex_lock(&n->lock);
 	}
@@ -72,14 +75,15 @@ void wfs_notify_stop(struct wfs_notify *n)
 	pthread_cond_destroy(&n->wake);
 }
 
-void wfs_notify_name(struct wfs_notify *n, uint64_t dir, const char *name)
+static void put(struct wfs_notify *n, uint64_t ino, bool is_pages, const char *name)
 {
 	size_t len = strlen(name) + 1;
 	struct wfs_notice *notice = malloc(sizeof(*notice) + len);
 
 	if (!notice)
 		return;
-	notice->dir = dir;
+	notice->ino = ino;
+	notice->is_pages = is_pages;
 	notice->next = NULL;
 	memcpy(notice->name, name, len);
 	pthread_mutex_lock(&n->lock);
@@ -87,4 +91,14 @@ void wfs_notify_name(struct wfs_notify *n, uint64_t dir, const char *name)
 	n->last = &notice->next;
 	pthread_cond_signal(&n->wake);
 	pthread_mutex_unlock(&n->lock);
+}
+
+void wfs_notify_name(struct wfs_notify *n, uint64_t dir, const char *name)
+{
+	put(n, dir, false, name);
+}
+
+void wfs_notify_pages(struct wfs_notify *n, uint64_t ino)
+{
+	put(n, ino, true, "");
 }

@@ -1,7 +1,8 @@
 /*
- * notify.h - tell the kernel that a name may lead somewhere else now.
+ * notify.h - tell the kernel that a name may lead somewhere else now, or that pages it has
+ * of a file are to be read anew.
  *
- * For such a notification the kernel locks the directory, and so may wait for a request that
+ * For such a notification the kernel locks the directory or the pages, and so may wait for a request that
  * is still to be served. So it is never sent from a thread that serves: one thread of its
  * own sends them, and nobody waits for it.
  */
@@ -14,9 +15,10 @@
 #include "lib/base.h"
 
 struct wfs_notice {
-	uint64_t dir;
+	uint64_t ino;  /* of the directory, or of the file whose pages are meant */
+	bool is_pages;
 	struct wfs_notice *next;
-	char name[]; /* in it */
+	char name[]; /* in the directory */
 };
 
 struct wfs_notify {
@@ -37,5 +39,7 @@ void wfs_notify_stop(struct wfs_notify *n);
 /* Have the kernel forget what it knows of this name. From any thread; without memory it is not
  * told. */
 void wfs_notify_name(struct wfs_notify *n, uint64_t dir, const char *name);
+/* Have it drop the pages that it has of this file. As above. */
+void wfs_notify_pages(struct wfs_notify *n, uint64_t ino);
 
 #endif

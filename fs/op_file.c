@@ -5,6 +5,7 @@
 
 #include "fs/driver.h"
 #include "lib/content.h"
+#include "lib/damage.h"
 #include "lib/gate.h"
 #include "lib/repack.h"
 
@@ -247,18 +248,25 @@ static bool reply_span(fuse_req_t req, struct wfs_content *c, size_t size, uint6
 	return true;
 }
 
-void wfs_reply_content(fuse_req_t req, struct wfs_content *c, size_t size, uint64_t offset)
+void wfs_reply_content(fuse_req_t req, struct wfs_content *c, size_t size, uint64_t offset, bool is_direct)
 {
 	ssize_t n = -ENOMEM;
 	char *buf;
+
+	if (is_direct)
+		size = WFS_MAX(wfs_content_sound(c, size, offset), 1);
 
 	if (size >= SPLICE_FROM && reply_span(req, c, size, offset))
 		return;
 	buf = get_read_buffer(size);
 	if (buf)
 		n = wfs_content_read(c, buf, size, offset);
+	if (n == -ENOENT)
+		n = -EIO;
+	if (n == -EIO)
+		wfs_damage_read_failed(wfs_driver_of(req)->store, c, offset, size);
 	if (n < 0)
-		fuse_reply_err(req, (int)(n == -ENOENT ? EIO : -n));
+		fuse_reply_err(req, (int)-n);
 	else
 		fuse_reply_buf(req, buf, (size_t)n);
 }
@@ -269,7 +277,7 @@ void wfs_op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
 	struct wfs_content *c = wfs_file_content(wfs_handle_of(fi)->file);
 
 	(void)ino;
-	wfs_reply_content(req, c, size, (uint64_t)off);
+	wfs_reply_content(req, c, size, (uint64_t)off, fi->flags & O_DIRECT);
 	wfs_content_unref(c);
 }
 

@@ -230,7 +230,7 @@ void wfs_view_op_read(
 	struct wfs_content *c = h->file ? wfs_file_content(h->file) : wfs_content_ref(h->content);
 
 	(void)ino;
-	wfs_reply_content(req, c, size, (uint64_t)off);
+	wfs_reply_content(req, c, size, (uint64_t)off, fi->flags & O_DIRECT);
 	wfs_content_unref(c);
 }
 

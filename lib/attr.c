@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <sys/xattr.h>
 
+#include "lib/damage.h"
 #include "lib/name.h"
 #include "lib/quota.h"
 #include "lib/size_text.h"
@@ -243,6 +244,24 @@ static int get_error(struct wfs_store *s, uint64_t ino, void **ret, size_t *ret_
 	return 0;
 }
 
+/* The same of damaged content, which goes before what the gate said: 1, 0 or -errno. */
+static int get_damage(struct wfs_store *s, uint64_t ino, void **ret, size_t *ret_size)
+{
+	WFS_AUTO_FREE char *detail = NULL;
+	const char *reason;
+	char *text;
+	int len, found = wfs_damage_text(s, ino, &reason, &detail);
+
+	if (found <= 0)
+		return found;
+	len = asprintf(&text, "%s: %s", reason, detail);
+	if (len < 0)
+		return -ENOMEM;
+	*ret = text;
+	*ret_size = (size_t)len;
+	return 1;
+}
+
 static int get_locked(struct wfs_store *s, uint64_t ino, const char *name, void **ret,
 	size_t *ret_size)
 {
@@ -263,8 +282,11 @@ int wfs_xattr_get(struct wfs_store *s, uint64_t ino, const char *name, void **re
 {
 	int err = check_xattr_name(name);
 
-	if (!err)
-		err = wfs_db_begin_read(&s->db);
+	if (!err && strcmp(name, ERROR_XATTR) == 0)
+		err = get_damage(s, ino, ret, ret_size);
+	if (err)
+		return WFS_MIN(err, 0);
+	err = wfs_db_begin_read(&s->db);
 	return err ? err : wfs_db_end(&s->db, get_locked(s, ino, name, ret, ret_size));
 }
 
@@ -282,7 +304,8 @@ static int append(char **list, size_t *size, const void *name, size_t len)
 	return 0;
 }
 
-static int list_xattrs_locked(struct wfs_store *s, uint64_t ino, char **list, size_t *size)
+static int list_xattrs_locked(struct wfs_store *s, uint64_t ino, bool is_damaged, char **list,
+	size_t *size)
 {
 	WFS_AUTO_FREE void *text = NULL;
 	sqlite3_stmt *row;
@@ -301,7 +324,7 @@ static int list_xattrs_locked(struct wfs_store *s, uint64_t ino, char **list, si
 	}
 	if (more < 0)
 		return more;
-	more = get_error(s, ino, &text, &len);
+	more = is_damaged ? 0 : get_error(s, ino, &text, &len);
 	if (more == -ENODATA)
 		return 0;
 	return more ? more : append(list, size, ERROR_XATTR, strlen(ERROR_XATTR));
@@ -309,12 +332,15 @@ static int list_xattrs_locked(struct wfs_store *s, uint64_t ino, char **list, si
 
 int wfs_xattr_list(struct wfs_store *s, uint64_t ino, char **ret, size_t *ret_size)
 {
+	WFS_AUTO_FREE void *damage = NULL;
 	char *list = NULL;
 	size_t size = 0;
-	int err = wfs_db_begin_read(&s->db);
+	int damaged = get_damage(s, ino, &damage, &size);
+	int err = damaged < 0 ? damaged : wfs_db_begin_read(&s->db);
 
+	size = 0;
 	if (!err)
-		err = wfs_db_end(&s->db, list_xattrs_locked(s, ino, &list, &size));
+		err = wfs_db_end(&s->db, list_xattrs_locked(s, ino, damaged > 0, &list, &size));
 	if (err) {
 		free(list);
 		return err;

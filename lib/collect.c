@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "lib/damage.h"
 #include "lib/datafile_state.h"
 #include "lib/manifest.h"
 #include "lib/reserve.h"
@@ -320,6 +321,9 @@ static int collect_some(struct wfs_store *s, struct work *work, uint64_t *after)
 	size_t n, left = 0, n_spares = wfs_spare_list(s, spares);
 	int ret = list_work(s, *after, work, &n);
 
+	/* What died with damage in it may be another's bytes soon. */
+	if (ret == 0 && n > 0 && wfs_damage_is_any(s))
+		ret = wfs_damage_load(s);
 	if (ret || n == 0)
 		return ret;
 	for (size_t i = 0; i < n; i++)

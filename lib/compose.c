@@ -101,7 +101,7 @@ int wfs_compose_room(struct wfs_composer *p, uint64_t length, uint8_t **ret)
 	*ret = c->inline_bytes + p->inline_len;
 	/* The buffer may still move: keep the place, see wfs_compose_end. Neighbours in it are so
 	 * in the file. */
-	if (c->n && !c->extents[c->n - 1].df)
+	if (c->n && !c->extents[c->n - 1].df && !c->extents[c->n - 1].is_lost)
 		c->extents[c->n - 1].length += length;
 	else
 		c->extents[c->n++] = (struct wfs_extent){
@@ -121,11 +121,28 @@ int wfs_compose_bytes(struct wfs_composer *p, const void *bytes, uint64_t length
 	return ret;
 }
 
+/* ---- nowhere ---- */
+
+int wfs_compose_lost(struct wfs_composer *p, uint64_t length)
+{
+	uint64_t end;
+	int ret = prepare(p, length, &end);
+
+	if (ret)
+		return ret;
+	p->content->extents[p->content->n++] = (struct wfs_extent){
+		.at = p->content->size, .length = length, .is_lost = true};
+	p->content->size = end;
+	return 0;
+}
+
 /* ---- parts of others ---- */
 
 static int add_slice(
 	struct wfs_composer *p, const struct wfs_extent *e, uint64_t skip, uint64_t length)
 {
+	if (e->is_lost)
+		return wfs_compose_lost(p, length);
 	if (e->df)
 		return wfs_compose_place(p, e->df->id, e->offset + skip, length);
 	return wfs_compose_bytes(p, e->bytes + skip, length);
@@ -159,7 +176,7 @@ struct wfs_content *wfs_compose_end(struct wfs_composer *p)
 	struct wfs_content *c = p->content;
 
 	for (size_t i = 0; i < c->n; i++)
-		if (!c->extents[i].df)
+		if (!c->extents[i].df && !c->extents[i].is_lost)
 			c->extents[i].bytes = c->inline_bytes + c->extents[i].offset;
 	p->content = NULL;
 	return c;

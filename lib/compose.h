@@ -29,6 +29,8 @@ int wfs_compose_place(struct wfs_composer *p, uint64_t data_file, uint64_t offse
 /* Bytes in memory: where to put them, until the next addition. */
 int wfs_compose_room(struct wfs_composer *p, uint64_t length, uint8_t **ret);
 int wfs_compose_bytes(struct wfs_composer *p, const void *bytes, uint64_t length);
+/* Bytes that are not there any more: reading them gives EIO. */
+int wfs_compose_lost(struct wfs_composer *p, uint64_t length);
 /* [offset, offset + length) of `from`, which are within it. Nothing is kept of `from` but its data
  * files. */
 int wfs_compose_part(

@@ -53,7 +53,9 @@ struct wfs_datafile *wfs_content_whole(const struct wfs_content *c)
 {
 	if (c->staging)
 		return c->staging;
-	return c->n == 1 && c->extents[0].df && c->extents[0].offset == 0 ? c->extents[0].df : NULL;
+	if (c->n != 1 || !c->extents[0].df || c->extents[0].offset != 0)
+		return NULL;
+	return atomic_load(&c->extents[0].df->has_bad) ? NULL : c->extents[0].df;
 }
 
 const char *wfs_content_layout(const struct wfs_content *c)
@@ -72,19 +74,37 @@ const char *wfs_content_layout(const struct wfs_content *c)
 
 /* ---- loading ---- */
 
+/* The row of BYTES_GET: are these the bytes that were stored? */
+static bool is_as_stored(struct wfs_db *db, sqlite3_stmt *row, uint64_t length)
+{
+	struct wfs_digest want, have;
+
+	if ((uint64_t)sqlite3_column_bytes(row, 0) != length ||
+		(size_t)sqlite3_column_bytes(row, 1) != sizeof(want.bytes))
+		return false;
+	memcpy(want.bytes, sqlite3_column_blob(row, 1), sizeof(want.bytes));
+	have = wfs_digest_of(sqlite3_column_blob(row, 0), length, db->digest_bits);
+	return wfs_digest_equal(&want, &have);
+}
+
+/* They are few: it costs next to nothing to see each time that they are what was stored. */
 static int add_from_database(struct wfs_db *db, struct wfs_composer *p, const struct wfs_object *o)
 {
 	sqlite3_stmt *row;
 	uint8_t *at;
 	int ret = wfs_db_first(db, WFS_Q_BYTES_GET, &row, "i", o->id);
 
-	if (ret <= 0)
-		return ret < 0 ? ret : -EUCLEAN;
-	ret = (uint64_t)sqlite3_column_bytes(row, 0) == o->length ? 0 : -EUCLEAN;
+	if (ret < 0)
+		return ret;
 	if (ret == 0)
+		return wfs_compose_lost(p, o->length);
+	if (!is_as_stored(db, row, o->length)) {
+		ret = wfs_compose_lost(p, o->length);
+	} else {
 		ret = wfs_compose_room(p, o->length, &at);
-	if (ret == 0)
-		memcpy(at, sqlite3_column_blob(row, 0), o->length);
+		if (ret == 0)
+			memcpy(at, sqlite3_column_blob(row, 0), o->length);
+	}
 	wfs_db_done(row);
 	return ret;
 }
@@ -220,6 +240,10 @@ static ssize_t read_staging(struct wfs_content *c, char *buf, size_t len, uint64
 
 	if (fd < 0)
 		return fd;
+	if (wfs_datafile_is_bad(c->table, c->staging, offset, len)) {
+		wfs_datafile_unuse(c->table, c->staging);
+		return -EIO;
+	}
 	while (done < len) {
 		ssize_t n = pread(fd, buf + done, len - done, (off_t)(offset + done));
 
@@ -237,11 +261,19 @@ static ssize_t read_staging(struct wfs_content *c, char *buf, size_t len, uint64
 	return (ssize_t)done;
 }
 
+static bool is_bad(struct wfs_content *c, const struct wfs_extent *e, uint64_t skip, uint64_t len)
+{
+	return e->is_lost ||
+	       (e->df && wfs_datafile_is_bad(c->table, e->df, e->offset + skip, len));
+}
+
 static int read_extent(struct wfs_content *c, const struct wfs_extent *e, char *buf, size_t len,
 	uint64_t skip)
 {
 	int fd, ret;
 
+	if (is_bad(c, e, skip, len))
+		return -EIO;
 	if (!e->df) {
 		memcpy(buf, e->bytes + skip, len);
 		return 0;
@@ -282,6 +314,44 @@ ssize_t wfs_content_read(struct wfs_content *c, void *buf, size_t len, uint64_t 
 	return c->staging ? read_staging(c, buf, len, offset) : read_sealed(c, buf, len, offset);
 }
 
+/* The bytes of one extent before its first bad one; they are looked for in halves. */
+static size_t sound_in(struct wfs_content *c, const struct wfs_extent *e, uint64_t skip, size_t len)
+{
+	size_t low = 0, high = len;
+
+	if (!is_bad(c, e, skip, len))
+		return len;
+	while (high - low > 1) {
+		size_t mid = low + (high - low) / 2;
+
+		if (is_bad(c, e, skip, mid))
+			high = mid;
+		else
+			low = mid;
+	}
+	return low;
+}
+
+size_t wfs_content_sound(struct wfs_content *c, size_t len, uint64_t offset)
+{
+	size_t done = 0, i;
+
+	if (c->staging || offset >= c->size)
+		return len;
+	len = WFS_MIN(len, c->size - offset);
+	for (i = wfs_content_find(c, offset); done < len; i++) {
+		const struct wfs_extent *e = &c->extents[i];
+		uint64_t skip = offset + done - e->at;
+		size_t part = WFS_MIN(len - done, e->length - skip);
+		size_t sound = sound_in(c, e, skip, part);
+
+		done += sound;
+		if (sound < part)
+			break;
+	}
+	return done;
+}
+
 static struct wfs_datafile *place_of(struct wfs_content *c, uint64_t offset, size_t len,
 	uint64_t *ret_offset)
 {
@@ -292,6 +362,8 @@ static struct wfs_datafile *place_of(struct wfs_content *c, uint64_t offset, siz
 		return c->staging;
 	e = &c->extents[wfs_content_find(c, offset)];
 	*ret_offset = e->offset + (offset - e->at);
+	if (is_bad(c, e, offset - e->at, len))
+		return NULL;
 	return e->at + e->length - offset >= len ? e->df : NULL;
 }
 
@@ -330,6 +402,50 @@ void wfs_span_end(struct wfs_span *span)
 	wfs_datafile_unuse(span->content->table, span->df);
 	wfs_content_unref(span->content);
 }
+
+/* ---- the header ---- */
+
+static int read_prefix(struct wfs_content *c, uint64_t size, uint8_t **ret)
+{
+	uint8_t head[WFS_SAFETENSORS_PREFIX] = { 0 };
+	uint64_t need;
+	ssize_t n = wfs_content_read(c, head, sizeof(head), 0);
+	uint8_t *buf;
+
+	if (n < 0)
+		return (int)n;
+	need = wfs_safetensors_need(head, size);
+	buf = malloc(WFS_MAX(need, sizeof(head)));
+	if (!buf)
+		return -ENOMEM;
+	n = wfs_content_read(c, buf, need, 0);
+	if (n < 0 || (uint64_t)n < need) {
+		free(buf);
+		return n < 0 ? (int)n : -EIO;
+	}
+	*ret = buf;
+	return 0;
+}
+
+int wfs_content_header(struct wfs_content *c, uint8_t **ret_buf, struct wfs_safetensors *ret,
+	struct wfs_err *err)
+{
+	uint8_t *buf = NULL;
+	uint64_t size;
+	int e = wfs_content_size(c, &size);
+
+	if (!e)
+		e = read_prefix(c, size, &buf);
+	if (!e)
+		e = wfs_safetensors_parse(buf, size, ret, err);
+	if (e)
+		free(buf);
+	else
+		*ret_buf = buf;
+	return e;
+}
+
+/* ---- holes ---- */
 
 /* lseek within [from, from + length) of a data file: relative place, or -1 if all is the other kind. */
 static int64_t seek_in_file(struct wfs_content *c, struct wfs_datafile *df, uint64_t from,

@@ -15,7 +15,9 @@
 #include "lib/base.h"
 #include "lib/datafile.h"
 #include "lib/db.h"
+#include "lib/err.h"
 #include "lib/object.h"
+#include "lib/safetensors.h"
 
 /* Bytes that stand one behind the other both in the file and where they are kept. */
 struct wfs_extent {
@@ -24,6 +26,7 @@ struct wfs_extent {
 	struct wfs_datafile *df;  /* NULL: bytes[] */
 	uint64_t offset;          /* in the data file */
 	const uint8_t *bytes;
+	bool is_lost;             /* neither: the database does not have them as they were */
 };
 
 struct wfs_content {
@@ -58,10 +61,17 @@ int wfs_content_of_object(struct wfs_db *db, struct wfs_datafiles *table,
 struct wfs_content *wfs_content_ref(struct wfs_content *c);
 void wfs_content_unref(struct wfs_content *c); /* NULL is allowed */
 
+/*
+ * The header of a safetensors file, whatever its name. `*ret_buf` (free) holds the bytes
+ * that *ret points into. 0 with ret->verdict set, or -errno.
+ */
+int wfs_content_header(struct wfs_content *c, uint8_t **ret_buf, struct wfs_safetensors *ret,
+	struct wfs_err *err);
+
 /* How it is kept: "dirty", "empty", "whole", "composed", or "database". Constant. */
 const char *wfs_content_layout(const struct wfs_content *c);
 
-/* The data file that holds all of it from offset 0 in order, or NULL. */
+/* The data file that holds all of it from offset 0 in order, with no bad range in it, or NULL. */
 struct wfs_datafile *wfs_content_whole(const struct wfs_content *c);
 
 int wfs_content_size(struct wfs_content *c, uint64_t *ret);
@@ -85,8 +95,14 @@ struct wfs_span {
 int wfs_span_begin(struct wfs_span *span, struct wfs_content *c, uint64_t offset, size_t len);
 void wfs_span_end(struct wfs_span *span);
 
-/* As pread(2): fewer bytes only at the end. -EIO where a data file ends too early. */
+/*
+ * As pread(2): fewer bytes only at the end. -EIO where a data file ends too early, or a byte of
+ * [offset, +len) is damaged.
+ */
 ssize_t wfs_content_read(struct wfs_content *c, void *buf, size_t len, uint64_t offset);
+
+/* Of a sealed content: how many of the `len` bytes at `offset` come before the first that is damaged. */
+size_t wfs_content_sound(struct wfs_content *c, size_t len, uint64_t offset);
 
 /* SEEK_DATA, SEEK_HOLE: the offset or -ENXIO. */
 int64_t wfs_content_seek(struct wfs_content *c, uint64_t offset, int whence);

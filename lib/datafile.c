@@ -73,9 +73,11 @@ void wfs_datafiles_release(struct wfs_datafiles *t)
 
 			t->buckets[i] = df->next;
 			close_fd(df->fd);
+			free(df->bad);
 			free(df);
 		}
 	}
+	free(t->bad);
 	close_fd(t->data_fd);
 	pthread_mutex_destroy(&t->lock);
 }
@@ -204,6 +206,8 @@ struct wfs_datafile *wfs_datafile_get(struct wfs_datafiles *t, uint64_t id)
 			df->fd = -1;
 			df->next = *head;
 			*head = df;
+			if (t->n_bad)
+				wfs_datafile_note_bad(t, df);
 		}
 	}
 	if (df)
@@ -237,6 +241,8 @@ void wfs_datafile_unref(struct wfs_datafiles *t, struct wfs_datafile *df)
 	}
 	pthread_mutex_unlock(&t->lock);
 	close_fd(fd);
+	if (df)
+		free(df->bad);
 	free(df);
 }
 

@@ -25,6 +25,11 @@
 
 #define WFS_DATAFILE_BUCKETS 4096
 
+/* Bytes of a data file that are not what was stored: nobody is given them. */
+struct wfs_bad_range {
+	uint64_t data_file, offset, length;
+};
+
 struct wfs_datafile {
 	uint64_t id; /* constant */
 	/* under the table's lock */
@@ -36,6 +41,10 @@ struct wfs_datafile {
 	bool frozen;     /* the descriptor is, or is to be opened, for reading alone */
 	bool collecting;
 	bool dir_synced; /* its directory entry is known to be durable */
+	struct wfs_bad_range *bad; /* n_bad of them; NULL with has_bad: all of it */
+	size_t n_bad;
+	/* under no lock */
+	atomic_bool has_bad; /* once true it stays so, for as long as there is a reference */
 };
 
 struct wfs_datafiles {
@@ -47,6 +56,8 @@ struct wfs_datafiles {
 	struct wfs_datafile *newest, *oldest; /* idle open ones */
 	unsigned n_open, max_open;
 	unsigned dirs_made, dirs_synced; /* of the directories xx: those made here, and those known to be durable */
+	struct wfs_bad_range *bad; /* n_bad of them, in all data files */
+	size_t n_bad;
 	/* under no lock */
 	atomic_int closes_off; /* does the disk hold the immutable flag against open descriptors? 0: not tried */
 };
@@ -72,6 +83,20 @@ int wfs_datafile_remove(struct wfs_datafiles *t, uint64_t id);
 struct wfs_datafile *wfs_datafile_get(struct wfs_datafiles *t, uint64_t id);
 struct wfs_datafile *wfs_datafile_ref(struct wfs_datafiles *t, struct wfs_datafile *df);
 void wfs_datafile_unref(struct wfs_datafiles *t, struct wfs_datafile *df);
+
+/*
+ * lib/datafile_bad.c. From now on these are the bad ranges; `ranges` (malloc, may be NULL) is the
+ * table's. What was bad in a data file stays so for those who have a reference to it: they know no
+ * other place of these bytes.
+ */
+void wfs_datafiles_set_bad(struct wfs_datafiles *t, struct wfs_bad_range *ranges, size_t n);
+/* The bytes of the range that begins there are right after all, also for those who have a reference. */
+void wfs_datafiles_clear_bad(struct wfs_datafiles *t, uint64_t data_file, uint64_t offset);
+/* Is a byte of [offset, +length) in a bad range? */
+bool wfs_datafile_is_bad(struct wfs_datafiles *t, struct wfs_datafile *df, uint64_t offset,
+	uint64_t length);
+/* Under the lock: a data file that has just got its first reference. */
+void wfs_datafile_note_bad(struct wfs_datafiles *t, struct wfs_datafile *df);
 
 /* How many references there are now. */
 unsigned wfs_datafile_count_refs(struct wfs_datafiles *t, struct wfs_datafile *df);

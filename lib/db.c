@@ -446,6 +446,9 @@ static const struct wfs_db_migration migrations[] = {
 	     "NULL CHECK (start >= 0), length INTEGER NOT NULL CHECK (length >= 0), PRIMARY "
 	     "KEY (dir, variant, name) ) WITHOUT ROWID;"
 	     "CREATE INDEX tensor_by_ino ON tensor (ino) WHERE ino IS NOT NULL" },
+	/* what is known to be damaged */
+	{ 5, "CREATE TABLE damage ( object INTEGER PRIMARY KEY REFERENCES object (id), reason "
+	     "INTEGER NOT NULL, found_ns INTEGER NOT NULL )" },
 };
 
 static int exec_step(sqlite3 *handle, const struct wfs_db_migration *step)

@@ -23,7 +23,7 @@
 #include "lib/query.h"
 
 #define WFS_DB_APPLICATION_ID 0x57744653
-#define WFS_DB_VERSION 4
+#define WFS_DB_VERSION 5
 
 /*
  * Pages in the log (12 MiB) at which the next transaction waits until the log is
@@ -47,6 +47,7 @@ struct wfs_db {
 	bool read_only;
 	bool was_clean; /* before this open: an orderly unmount was the last thing */
 	char *path;     /* of weightfs.db */
+	unsigned digest_bits; /* of digests that count: 128 but in tests of collisions */
 	int wal_fd;     /* of weightfs.db-wal; -1 if read_only */
 	bool (*may_move_log)(void *ctx); /* is on the disk what must be there before; does not wait */
 	void *may_move_log_ctx;

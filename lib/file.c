@@ -279,46 +279,6 @@ int64_t wfs_file_seek(struct wfs_file *f, uint64_t offset, int whence)
 	return found;
 }
 
-static int read_prefix(struct wfs_content *c, uint64_t size, uint8_t **ret)
-{
-	uint8_t head[WFS_SAFETENSORS_PREFIX] = { 0 };
-	uint64_t need;
-	ssize_t n = wfs_content_read(c, head, sizeof(head), 0);
-	uint8_t *buf;
-
-	if (n < 0)
-		return (int)n;
-	need = wfs_safetensors_need(head, size);
-	buf = malloc(WFS_MAX(need, sizeof(head)));
-	if (!buf)
-		return -ENOMEM;
-	n = wfs_content_read(c, buf, need, 0);
-	if (n < 0 || (uint64_t)n < need) {
-		free(buf);
-		return n < 0 ? (int)n : -EIO;
-	}
-	*ret = buf;
-	return 0;
-}
-
-int wfs_content_header(struct wfs_content *c, uint8_t **ret_buf, struct wfs_safetensors *ret,
-	struct wfs_err *err)
-{
-	uint8_t *buf = NULL;
-	uint64_t size;
-	int e = wfs_content_size(c, &size);
-
-	if (!e)
-		e = read_prefix(c, size, &buf);
-	if (!e)
-		e = wfs_safetensors_parse(buf, size, ret, err);
-	if (e)
-		free(buf);
-	else
-		*ret_buf = buf;
-	return e;
-}
-
 int wfs_file_header(struct wfs_file *f, uint8_t **ret_buf, struct wfs_safetensors *ret,
 	struct wfs_err *err)
 {

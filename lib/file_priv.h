@@ -46,10 +46,6 @@ struct wfs_file {
 	} seen;                      /* by wfs_file_was_written */
 };
 
-/* wfs_file_header of a content. */
-int wfs_content_header(struct wfs_content *c, uint8_t **ret_buf, struct wfs_safetensors *ret,
-	struct wfs_err *err);
-
 /* Wait until nobody else changes the content, then be the one who does. */
 void wfs_file_begin_change(struct wfs_file *f);
 /* `content` (taken over; NULL: as it was) is the new one. */

@@ -24,6 +24,7 @@ static const struct {
 	{ "tensor",
 		"dir:1:0,variant:2:0,name:3:0,ino:0:0,form:0:0,dtype:0:0,shape:0:0,start:0:0,"
 		"length:0:0 1" },
+	{ "damage", "object:1:0,reason:0:0,found_ns:0:0 0" },
 	{ "sqlite_sequence", "name:0:0,seq:0:0 0" },
 };
 
@@ -73,7 +74,7 @@ static int check_table(struct wfs_fsck_run *run, const char *name, const char *s
 		return ret < 0 ? ret : 1;
 	snprintf(where, sizeof(where), "table %s", name);
 	wfs_fsck_report_at(run, "schema", where,
-		ret ? "its columns are not those of format version 4" : "the table is missing");
+		ret ? "its columns are not those of format version 5" : "the table is missing");
 	return 0;
 }
 

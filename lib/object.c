@@ -86,6 +86,8 @@ int wfs_object_unref(struct wfs_db *db, uint64_t id, uint64_t *ret_data_file)
 		*ret_data_file = data_file;
 	else
 		ret = wfs_db_run(db, WFS_Q_BYTES_DELETE, "i", id);
+	if (ret >= 0)
+		ret = wfs_db_run(db, WFS_Q_DAMAGE_CLEAR, "i", id);
 	return ret < 0 ? ret : wfs_db_run(db, WFS_Q_OBJECT_DELETE, "i", id);
 }
 

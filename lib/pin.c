@@ -141,6 +141,9 @@ static int pin_locked(struct wfs_file *f, bool writes)
 
 	if (f->hollow)
 		return -EAGAIN;
+	/* It was opened before this was known. Who opens it now cannot be given other bytes. */
+	if (f->pins > 0 && !c->staging && atomic_load(&f->pinned->has_bad))
+		return -EIO;
 	if (f->pins > 0 && (!writes || c->staging)) {
 		f->pins++;
 		return 1;

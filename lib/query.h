@@ -93,10 +93,13 @@
 	Q(OBJECT_GET, "SELECT refs, data_file, length FROM object WHERE id = ?")                   \
 	Q(OBJECT_DELETE, "DELETE FROM object WHERE id = ?")                                        \
 	Q(OBJECT_PLACE, "UPDATE object SET data_file = ?, offset = ? WHERE id = ?")                \
+	Q(OBJECT_TO_DATABASE, "UPDATE object SET data_file = NULL, offset = NULL WHERE id = ?")    \
 	Q(OBJECTS_OF_FILE, "SELECT id, refs, offset, length FROM object WHERE data_file = ? "      \
 			   "ORDER BY offset")                                                      \
 	Q(BYTES_INSERT, "INSERT INTO object_bytes (object, bytes) VALUES (?, ?)")                  \
-	Q(BYTES_GET, "SELECT bytes FROM object_bytes WHERE object = ?")                            \
+	Q(BYTES_GET, "SELECT b.bytes, o.digest FROM object o JOIN object_bytes b "                 \
+		     "ON b.object = o.id WHERE o.id = ?")                                          \
+	Q(BYTES_SET, "INSERT OR REPLACE INTO object_bytes (object, bytes) VALUES (?, ?)")          \
 	Q(BYTES_DELETE, "DELETE FROM object_bytes WHERE object = ?")                               \
 	/* manifests */                                                                            \
 	Q(MANIFEST_FIND, "SELECT id FROM manifest WHERE digest = ? AND objects = ? AND id > ? "    \
@@ -148,6 +151,44 @@
 			       "ORDER BY variant LIMIT 1")                                         \
 	Q(TENSOR_DIR, "SELECT dir FROM tensor WHERE dir > ? ORDER BY dir LIMIT 1")                 \
 	Q(TENSOR_COUNT, "SELECT count(*) FROM tensor")                                             \
+	/* damage: lib/damage.h */                                                                 \
+	Q(DAMAGE_PLACES, "SELECT d.object, o.data_file, o.offset, o.length, d.reason "             \
+			 "FROM damage d JOIN object o ON o.id = d.object ORDER BY d.object")       \
+	Q(DAMAGE_OF, "SELECT reason FROM damage WHERE object = ?")                                 \
+	Q(DAMAGE_SET, "INSERT OR REPLACE INTO damage (object, reason, found_ns) VALUES (?, ?, ?)") \
+	Q(DAMAGE_CLEAR, "DELETE FROM damage WHERE object = ?")                                     \
+	Q(DAMAGE_ROWS, "SELECT manifest, seq, object FROM manifest_object")                        \
+	Q(DAMAGE_ROWS_OF, "SELECT manifest, seq, object FROM manifest_object WHERE manifest = ?")  \
+	Q(DAMAGE_INODES, "SELECT ino FROM inode WHERE manifest = ? AND nlink > 0")                 \
+	Q(DAMAGE_NAMES, "SELECT parent, name FROM dirent WHERE ino = ?")                           \
+	Q(DAMAGE_LEFT_SOLID, "UPDATE manifest SET solid = 0 WHERE solid = 1 AND id IN "            \
+			     "(SELECT manifest FROM manifest_object WHERE object = ?)")            \
+	Q(DAMAGE_AT, "SELECT id, offset, offset + length FROM object WHERE data_file = ?1 "       \
+		     "AND offset < ?2 AND offset + length > ?3 "                                   \
+		     "AND offset >= (SELECT coalesce(max(offset), 0) FROM object "                 \
+		     "WHERE data_file = ?1 AND offset <= ?3) ORDER BY offset")                     \
+	Q(DAMAGE_FILES, "SELECT count(*) FROM inode WHERE nlink > 0 AND verdict <> 5 AND "         \
+			"manifest IN (SELECT manifest FROM manifest_object "                       \
+			"WHERE object IN (SELECT object FROM damage))")                            \
+	Q(DAMAGE_COUNT, "SELECT count(*) FROM damage")                                             \
+	Q(DAMAGE_PLACE, "SELECT data_file, offset, length, digest FROM object WHERE id = ?")       \
+	Q(VERIFY_LAST, "SELECT coalesce(max(id), 0) FROM object")                                  \
+	Q(VERIFY_TOTAL, "SELECT coalesce(sum(length), 0) FROM object")                             \
+	Q(VERIFY_COPIES, "SELECT coalesce(sum(size - coalesce((SELECT sum(length) FROM object "    \
+			 "WHERE data_file = whole), 0)), 0) FROM manifest "                        \
+			 "WHERE whole IS NOT NULL AND refs > 0")                                   \
+	Q(VERIFY_FILES, "SELECT id, digest, length, data_file, offset FROM object "                \
+			"WHERE data_file IS NOT NULL AND (data_file, offset) > (?, ?) "            \
+			"AND id <= ? ORDER BY data_file, offset LIMIT 256")                        \
+	Q(VERIFY_ROWS, "SELECT o.id, o.digest, o.length, b.bytes FROM object o "                   \
+		       "LEFT JOIN object_bytes b ON b.object = o.id "                              \
+		       "WHERE o.data_file IS NULL AND o.id > ? AND o.id <= ? ORDER BY o.id "       \
+		       "LIMIT 256")                                                                \
+	Q(VERIFY_ROW, "SELECT o.id, o.digest, o.length, b.bytes FROM object o "                    \
+		      "LEFT JOIN object_bytes b ON b.object = o.id "                               \
+		      "WHERE o.data_file IS NULL AND o.id = ?")                                    \
+	Q(WHOLE_DROP, "UPDATE manifest SET whole = NULL, shared = 0, solid = 0 "                   \
+		      "WHERE id = ? AND whole = ?")                                                \
 	/* figures for weightfs status */                                                          \
 	Q(STAT_INODES, "SELECT "                                                                   \
 		       "sum((mode & 61440) = 32768 AND nlink > 0), sum((mode & 61440) = 16384), "  \

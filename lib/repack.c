@@ -27,7 +27,7 @@ struct wfs_repack {
 
 static uint64_t inner_of(const struct wfs_repack *r, const struct wfs_extent *e, uint64_t *ret_skip)
 {
-	if (!r->shares || !e->df)
+	if (!r->shares || !e->df || atomic_load(&e->df->has_bad))
 		return 0;
 	return wfs_share_inner(r->file->store->share_block, e->offset, e->at, e->length, ret_skip);
 }

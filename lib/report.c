@@ -4,6 +4,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "lib/damage.h"
 #include "lib/datafile_state.h"
 #include "lib/store_priv.h"
 
@@ -113,6 +114,18 @@ static void count_database(struct wfs_store *s, struct wfs_store_stats *st)
 			st->disk_bytes += (uint64_t)file.st_blocks * 512;
 }
 
+/* Files with content that is damaged, beside those that are so as a whole. */
+static int count_damage(struct wfs_store *s, struct wfs_store_stats *st)
+{
+	uint64_t files = 0;
+	int found = wfs_db_number(&s->db, WFS_Q_DAMAGE_COUNT, &st->damaged_objects, "");
+
+	if (found >= 0 && st->damaged_objects)
+		found = wfs_db_number(&s->db, WFS_Q_DAMAGE_FILES, &files, "");
+	st->damaged += files;
+	return WFS_MIN(found, 0);
+}
+
 static int count_whole_copies(struct wfs_store *s, struct wfs_store_stats *st)
 {
 	sqlite3_stmt *row;
@@ -137,6 +150,8 @@ static int stats_locked(struct wfs_store *s, struct wfs_store_stats *st)
 		ret = count_dirty(s, st);
 	if (!ret)
 		ret = count_whole_copies(s, st);
+	if (!ret)
+		ret = count_damage(s, st);
 	return ret ? ret : count_data_files(s, st);
 }
 
@@ -176,20 +191,28 @@ static int copy_text(sqlite3_stmt *stmt, int col, char **ret)
 	return text && !*ret ? -ENOMEM : 0;
 }
 
+static int make_room(struct rows *rows)
+{
+	size_t room = rows->room ? 2 * rows->room : 16;
+	struct row *grown;
+
+	if (rows->n < rows->room)
+		return 0;
+	grown = reallocarray(rows->list, room, sizeof(*grown));
+	if (!grown)
+		return -ENOMEM;
+	rows->list = grown;
+	rows->room = room;
+	return 0;
+}
+
 static int add_row(struct rows *rows, sqlite3_stmt *stmt)
 {
 	struct row *r;
-	int err;
+	int err = make_room(rows);
 
-	if (rows->n == rows->room) {
-		size_t room = rows->room ? 2 * rows->room : 16;
-
-		r = reallocarray(rows->list, room, sizeof(*r));
-		if (!r)
-			return -ENOMEM;
-		rows->list = r;
-		rows->room = room;
-	}
+	if (err)
+		return err;
 	r = &rows->list[rows->n++];
 	*r = (struct row){
 		.ino = (uint64_t)sqlite3_column_int64(stmt, 0),
@@ -227,13 +250,63 @@ static int report_row(struct wfs_store *s, const struct row *r,
 	int err = wfs_name_path(s, r->ino, &path);
 
 	if (err)
-		return err;
+		return err == -ENOENT ? 0 : err;
 	report = (struct wfs_store_report){ .path = path, .ino = r->ino, .size = r->size,
 		.state = r->data_file ? "dirty" : "sealed", .verdict = wfs_verdict_name(r->verdict),
 		.reason = r->reason, .detail = r->detail };
 	if (r->data_file && wfs_datafile_stat(&s->datafiles, r->data_file, &file) == 0)
 		report.size = (uint64_t)file.st_size;
 	return fn(ctx, &report);
+}
+
+/* ---- of damaged content ---- */
+
+/* What is damaged goes before what the gate said. */
+static int add_damage(void *ctx, uint64_t ino, const char *reason, const char *text)
+{
+	struct rows *rows = ctx;
+	struct row *r = NULL;
+
+	for (size_t i = 0; i < rows->n && !r; i++)
+		if (rows->list[i].ino == ino)
+			r = &rows->list[i];
+	if (!r) {
+		int err = make_room(rows);
+
+		if (err)
+			return err;
+		r = &rows->list[rows->n++];
+		*r = (struct row){ .ino = ino };
+	}
+	free(r->reason);
+	free(r->detail);
+	r->verdict = WFS_VERDICT_DAMAGED;
+	r->reason = strdup(reason);
+	r->detail = strdup(text);
+	return r->reason && r->detail ? 0 : -ENOMEM;
+}
+
+static int by_ino(const void *a, const void *b)
+{
+	const struct row *x = a, *y = b;
+
+	return x->ino < y->ino ? -1 : x->ino > y->ino;
+}
+
+static int add_damaged(struct wfs_store *s, struct rows *rows)
+{
+	struct wfs_attr a;
+	int ret = wfs_damage_each_file(s, add_damage, rows);
+
+	for (size_t i = 0; i < rows->n && ret == 0; i++) {
+		if (rows->list[i].verdict != WFS_VERDICT_DAMAGED || rows->list[i].size)
+			continue;
+		if (wfs_name_getattr(s, rows->list[i].ino, &a) == 0)
+			rows->list[i].size = a.size;
+	}
+	if (rows->n)
+		qsort(rows->list, rows->n, sizeof(*rows->list), by_ino);
+	return ret;
 }
 
 int wfs_store_each_report(struct wfs_store *s,
@@ -245,6 +318,8 @@ int wfs_store_each_report(struct wfs_store *s,
 
 	if (!ret)
 		ret = wfs_db_end(&s->db, read_rows(s, &rows));
+	if (!ret)
+		ret = add_damaged(s, &rows);
 	if (ret)
 		wfs_err_errno(err, ret, "the reports of %s", s->path);
 	for (size_t i = 0; i < rows.n && ret == 0; i++)

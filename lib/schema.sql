@@ -1,7 +1,7 @@
 -- The store's database: names, attributes, manifests, objects: everything but
 -- the bytes of large objects, which are in data/xx/ID beside it.
 --
--- This file is the specification of the store, format version 4. It can be
+-- This file is the specification of the store, format version 5. It can be
 -- read with sqlite3(1) at any time, also while the store is mounted:
 --
 --     sqlite3 -readonly STORE/weightfs.db
@@ -153,3 +153,12 @@ CREATE TABLE tensor (
 	PRIMARY KEY (dir, variant, name)
 ) WITHOUT ROWID;
 CREATE INDEX tensor_by_ino ON tensor (ino) WHERE ino IS NOT NULL;
+
+-- Objects whose bytes are known to be lost, or not those of their digest: no byte of
+-- such a place is given to anybody. The row goes with the object, or when its bytes are
+-- right again: repaired, saved anew, or read and found right (weightfs verify).
+CREATE TABLE damage (
+	object   INTEGER PRIMARY KEY REFERENCES object (id),
+	reason   INTEGER NOT NULL, -- 1 other bytes than those of its digest, 2 the disk cannot read them, 3 they are not there
+	found_ns INTEGER NOT NULL  -- when
+);

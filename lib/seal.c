@@ -4,6 +4,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "lib/damage.h"
 #include "lib/datafile_state.h"
 #include "lib/manifest.h"
 #include "lib/object.h"
@@ -86,6 +87,10 @@ static int insert_new(struct wfs_plan *p, const struct wfs_plan_piece *piece, bo
 		o.data_file = p->content->staging->id;
 		o.offset = piece->offset;
 	}
+	*ret_id = piece->heals;
+	if (piece->heals)
+		return wfs_damage_replace(db, piece->heals, o.data_file, o.offset, bytes,
+			piece->length);
 	ret = wfs_object_insert(db, &piece->digest, &o, bytes);
 	if (ret == 0)
 		*ret_id = o.id;
@@ -151,9 +156,9 @@ int wfs_seal_record(struct wfs_plan *p, enum wfs_fate fate, uint64_t *ids,
 		err = wfs_manifest_put(&s->db, ids, p->n, p->size, &manifest, &shared);
 	if (!err)
 		err = seal_inode(s, p->file->ino, data_file, manifest, p->size);
-	/* Made by another seal meanwhile: that has a data file. */
+	/* Made by another seal meanwhile: that has a data file. Or made again, of which a part was lost. */
 	if (!err && fate == WFS_FATE_COPY && shared)
-		fate = WFS_FATE_DB;
+		fate = wfs_plan_heals(p) ? WFS_FATE_PART : WFS_FATE_DB;
 	if (!err && fate == WFS_FATE_WHOLE)
 		err = wfs_manifest_set_solid(&s->db, manifest);
 	if (!err && fate == WFS_FATE_COPY)
@@ -228,6 +233,16 @@ void wfs_seal_log(const struct wfs_plan *p, enum wfs_fate fate)
 		p->n, (unsigned long long)p->size, (unsigned long long)count_fresh(p), where[fate]);
 }
 
+void wfs_seal_healed(struct wfs_store *s)
+{
+	int ret = wfs_damage_load(s);
+
+	wfs_damage_reload(s);
+	wfs_store_log(s, "bytes that were damaged were saved anew, and are right again%s%s",
+		ret ? "; reading them gives errors until the next mount: " : "",
+		ret ? strerror(-ret) : "");
+}
+
 static int seal_plan(struct wfs_file *f, struct wfs_plan *p)
 {
 	WFS_AUTO_FREE uint64_t *ids = NULL;
@@ -253,6 +268,8 @@ static int seal_plan(struct wfs_file *f, struct wfs_plan *p)
 			ret = commit(f, p->content, p, fate, ids);
 		if (ret == 0)
 			wfs_seal_log(p, fate);
+		if (ret == 0 && wfs_plan_heals(p))
+			wfs_seal_healed(f->store);
 		if (ret != -ESTALE)
 			return ret;
 	}

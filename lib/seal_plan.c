@@ -213,8 +213,43 @@ static int next_candidate(struct wfs_store *s, const struct wfs_plan_piece *piec
 	return wfs_db_end(&s->db, found);
 }
 
+/*
+ * Bytes that have its digest are not what the object has: 1 if that is since it does not have
+ * its own any more, and not since two contents have one digest.
+ */
+static int is_damaged(struct wfs_plan *p, const struct wfs_plan_piece *piece,
+	struct wfs_content *other)
+{
+	struct wfs_digest have;
+	struct wfs_hasher h;
+
+	wfs_hasher_init(&h, p->file->store->options.digest_bits);
+	for (uint64_t done = 0; done < piece->length;) {
+		size_t part = WFS_MIN(WFS_PLAN_BUFFER, piece->length - done);
+		ssize_t n = wfs_plan_must_stop(p) ? -EBUSY : wfs_content_read(other, p->buf2, part, done);
+
+		if (n == -EBUSY)
+			return -EBUSY;
+		if (n != (ssize_t)part)
+			return 1;
+		wfs_hasher_update(&h, p->buf2, part);
+		done += part;
+	}
+	have = wfs_hasher_final(&h);
+	return !wfs_digest_equal(&have, &piece->digest);
+}
+
+/*
+ * The new bytes may take the place of those that are lost only where it is certain which they
+ * were: there is no other object of this digest.
+ */
 static int match_store(struct wfs_plan *p, struct wfs_plan_piece *piece)
 {
+	unsigned others = 0;
+
+	if (piece->heals)
+		piece->last_compared = -1;
+	piece->heals = 0;
 	for (;;) {
 		struct wfs_content *other = NULL;
 		struct wfs_object object;
@@ -223,6 +258,14 @@ static int match_store(struct wfs_plan *p, struct wfs_plan_piece *piece)
 		if (ret <= 0)
 			return ret;
 		ret = is_equal(p, piece, other, 0);
+		if (ret == 0 && others++ == 0) {
+			int damaged = is_damaged(p, piece, other);
+
+			piece->heals = damaged > 0 ? object.id : 0;
+			ret = WFS_MIN(damaged, 0);
+		} else {
+			piece->heals = 0;
+		}
 		wfs_content_unref(other);
 		if (ret < 0)
 			return ret;

@@ -21,6 +21,7 @@ struct wfs_plan_piece {
 	uint64_t object;        /* the equal one that is there already, or 0 */
 	uint64_t data_file;     /* where that lives, when it was found; 0: in the database */
 	uint64_t place;         /* offset there */
+	uint64_t heals;         /* the one with its digest has lost its bytes, and takes these; or 0 */
 	int64_t last_compared;  /* highest ordinal that was compared and differs; -1: none */
 	size_t same_as;         /* an equal piece before it in this file, or WFS_PLAN_NONE */
 	size_t next;            /* private: chain of pieces with like digests */
@@ -58,6 +59,15 @@ void wfs_plan_release(struct wfs_plan *p);
 static inline bool wfs_plan_is_new(const struct wfs_plan_piece *piece)
 {
 	return piece->object == 0 && piece->same_as == WFS_PLAN_NONE;
+}
+
+/* Does it give an object its bytes back? */
+static inline bool wfs_plan_heals(const struct wfs_plan *p)
+{
+	for (size_t i = 0; i < p->n; i++)
+		if (p->pieces[i].heals)
+			return true;
+	return false;
 }
 
 static inline bool wfs_plan_must_stop(const struct wfs_plan *p)

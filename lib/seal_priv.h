@@ -39,4 +39,7 @@ int wfs_seal_record_empty(struct wfs_file *f, struct wfs_content *staging,
 /* Where the store wants to hear of it. */
 void wfs_seal_log(const struct wfs_plan *p, enum wfs_fate fate);
 
+/* After the commit of a plan that heals; no lock is held. */
+void wfs_seal_healed(struct wfs_store *s);
+
 #endif

@@ -155,9 +155,13 @@ static void seal_jobs(struct wfs_store *s, struct job *jobs, size_t n)
 		jobs[i].done = prepare(s, &jobs[i]) == 0;
 	for (size_t i = 0; i < n;)
 		i += commit_some(s, jobs + i, n - i);
-	for (size_t i = 0; i < n; i++)
-		if (jobs[i].done && jobs[i].has_plan)
-			wfs_seal_log(&jobs[i].plan, WFS_FATE_DB);
+	for (size_t i = 0; i < n; i++) {
+		if (!jobs[i].done || !jobs[i].has_plan)
+			continue;
+		wfs_seal_log(&jobs[i].plan, WFS_FATE_DB);
+		if (wfs_plan_heals(&jobs[i].plan))
+			wfs_seal_healed(s);
+	}
 }
 
 void wfs_seal_small(struct wfs_store *s, uint64_t *inos, size_t *n)

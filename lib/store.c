@@ -15,6 +15,7 @@
 #include <time.h>
 
 #include "lib/collect.h"
+#include "lib/damage.h"
 #include "lib/datafile_state.h"
 #include "lib/quota.h"
 #include "lib/recover.h"
@@ -517,6 +518,7 @@ static int open_database(struct wfs_store *s, struct wfs_err *err)
 		ret = hold_lock(s, err);
 	if (!ret && !exists && mkdirat(s->dir_fd, "data", 0700) != 0 && errno != EEXIST)
 		return wfs_err_errno(err, -errno, "%s/data", s->path);
+	s->db.digest_bits = s->options.digest_bits;
 	s->db.log = s->options.log;
 	s->db.log_ctx = s->options.log_ctx;
 	s->db.may_move_log = nothing_to_flush;
@@ -616,6 +618,8 @@ int wfs_store_open(const char *path, const struct wfs_store_options *options,
 	}
 	if (!s->db.read_only)
 		e = ensure_root(s);
+	if (!e)
+		e = wfs_damage_load(s);
 	if (!e && !s->db.read_only)
 		e = wfs_recover(s, err);
 	if (!e)

@@ -142,7 +142,8 @@ struct wfs_store_stats {
 	uint64_t sealed;
 	uint64_t incomplete;    /* by the gate's last verdict */
 	uint64_t wrong;
-	uint64_t damaged;
+	uint64_t damaged;       /* files of which bytes are lost, or not what was stored */
+	uint64_t damaged_objects; /* with a mark: lib/damage.h */
 	uint64_t warned;        /* valid, but the README of the format is stricter */
 	uint64_t logical_bytes; /* sizes of all names of regular files added up: what `cp -r` to another disk would write */
 	uint64_t stored_bytes;  /* bytes of live objects and dirty files: what is kept once */

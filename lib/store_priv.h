@@ -54,6 +54,8 @@ struct wfs_store {
 	pthread_mutex_t settle_lock;  /* held by the one thread that makes shards anew; above all others */
 	pthread_mutex_t put_locks[WFS_PUT_LOCKS]; /* by directory: nothing is put there, see docs/locking.md */
 
+	_Atomic uint64_t damaged; /* objects with a mark: lib/damage.h */
+
 	pthread_mutex_t quota_lock; /* held by the one thread that counts blocks; db.lock is below it */
 	_Atomic uint64_t quota_used; /* bytes of disk blocks, about; lib/quota.h */
 	atomic_bool quota_said;

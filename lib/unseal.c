@@ -62,7 +62,7 @@ static int reflink(struct wfs_content *from, int fd, uint64_t length)
 	off_t in_off = 0, out_off = 0;
 	int in_fd;
 
-	if (!whole)
+	if (!whole || atomic_load(&whole->has_bad))
 		return -EXDEV;
 	in_fd = wfs_datafile_use(from->table, whole);
 	if (in_fd < 0)
@@ -190,7 +190,9 @@ static int unseal_in_place(struct wfs_file *f, struct wfs_content *old, struct w
 	struct wfs_content *new;
 	int err;
 
-	if (!df || wfs_datafile_is_collecting(&s->datafiles, df) || !wfs_pin_may_reuse(f, df) ||
+	/* What is damaged is not to become bytes like others. */
+	if (!df || atomic_load(&df->has_bad) || wfs_datafile_is_collecting(&s->datafiles, df) ||
+		!wfs_pin_may_reuse(f, df) ||
 		is_seen(f, old, df, pinned != NULL))
 		return -EXDEV;
 	new = wfs_content_new_staging(&s->datafiles, df->id);

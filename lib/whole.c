@@ -135,22 +135,27 @@ static int by_file(const void *a, const void *b)
 static int move_own(struct wfs_db *db, struct strays *s, size_t *ret)
 {
 	size_t moved = 0;
+	uint64_t reason;
 	int err = 0;
 
 	if (s->n)
 		qsort(s->list, s->n, sizeof(*s->list), by_object);
-	for (size_t i = 0, next; i < s->n && !err; i = next) {
+	for (size_t i = 0, next; i < s->n && err >= 0; i = next) {
 		struct stray first = s->list[i];
 
 		for (next = i + 1; next < s->n && s->list[next].object == first.object; next++)
 			;
 		if (first.refs != next - i || first.data_file == s->whole)
 			continue;
+		/* What is known of its place is not so of another. */
+		err = wfs_db_number(db, WFS_Q_DAMAGE_OF, &reason, "i", first.object);
+		if (err)
+			continue;
 		err = wfs_db_run(db, WFS_Q_OBJECT_PLACE, "iii", s->whole, first.at, first.object);
 		s->list[moved++] = first;
 	}
 	*ret = moved;
-	return err;
+	return WFS_MIN(err, 0);
 }
 
 /* Tell each data file that something moved out of once. */

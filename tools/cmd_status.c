@@ -58,6 +58,7 @@ static int print_json(struct status *s)
 		{ "incomplete", n->incomplete },
 		{ "wrong", n->wrong },
 		{ "damaged", n->damaged },
+		{ "damaged_objects", n->damaged_objects },
 		{ "warned", n->warned },
 		{ "logical_bytes", n->logical_bytes },
 		{ "stored_bytes", n->stored_bytes },

@@ -22,6 +22,7 @@ extern const struct command command_umount;
 extern const struct command command_status;
 extern const struct command command_ls;
 extern const struct command command_fsck;
+extern const struct command command_verify;
 extern const struct command command_repack;
 extern const struct command command_tensors;
 extern const struct command command_cat;

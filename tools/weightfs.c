@@ -18,6 +18,7 @@ static const struct command *const commands[] = {
 	&command_status,
 	&command_ls,
 	&command_fsck,
+	&command_verify,
 	&command_repack,
 	&command_tensors,
 	&command_cat,

@@ -576,7 +576,7 @@ static void test_refused(void **state)
 	refuse(store, -EINVAL, "not-a-store");
 	run_sql(store, "PRAGMA application_id = 0x57744653; PRAGMA user_version = 1");
 	refuse(store, -EPROTONOSUPPORT, "store-version");
-	run_sql(store, "PRAGMA user_version = 4; PRAGMA writable_schema = ON;"
+	run_sql(store, "PRAGMA user_version = 5; PRAGMA writable_schema = ON;"
 		"UPDATE sqlite_schema SET sql = 'CREATE TABLE t (' WHERE name = 't'");
 	refuse(store, -EUCLEAN, "store-damaged");
 	remove_store(store);

@@ -93,7 +93,7 @@ static void test_version(void **state)
 	assert_int_equal(try_open(f->path, WFS_STORE_READ, false, &reason), -EPROTONOSUPPORT);
 	sql(f->path, "PRAGMA user_version = 0");
 	assert_int_equal(try_open(f->path, WFS_STORE_WRITE, true, &reason), -EPROTONOSUPPORT);
-	sql(f->path, "PRAGMA user_version = 4");
+	sql(f->path, "PRAGMA user_version = 5");
 	assert_int_equal(try_open(f->path, WFS_STORE_WRITE, true, &reason), 0);
 }
 
