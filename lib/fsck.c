@@ -11,7 +11,7 @@
 #include "lib/fsck_check.h"
 
 #define APPLICATION_ID 0x57744653
-#define FORMAT_VERSION 4
+#define FORMAT_VERSION 5
 
 #define LENGTH_LIMIT (16 << 20)  /* bytes of one value: 64 times the largest that is ever stored */
 #define STEPS_FREE 20000000      /* steps that any check may take */

@@ -62,6 +62,15 @@ static const struct wfs_fsck_check object_checks[] = {
 		"object %1", "its data file %2 has state %3, not 1 (pack)" },
 };
 
+static const struct wfs_fsck_check damage_checks[] = {
+	{ "damage", WFS_FSCK_ALWAYS,
+		"SELECT object, CASE WHEN typeof(reason) <> 'integer' OR reason NOT BETWEEN 1 AND 3"
+		" THEN 'gives no reason' ELSE 'is on no object' END FROM damage"
+		" WHERE typeof(reason) <> 'integer' OR reason NOT BETWEEN 1 AND 3"
+		" OR object NOT IN (SELECT id FROM object)",
+		"damage of object %1", "the mark %2" },
+};
+
 static const struct wfs_fsck_check manifest_checks[] = {
 	{ "column-type", WFS_FSCK_ALWAYS,
 		"SELECT id FROM manifest WHERE typeof(size) <> 'integer' OR size < 1"
@@ -247,6 +256,8 @@ int wfs_fsck_content(struct wfs_fsck_run *run)
 {
 	int ret = wfs_fsck_table(run, object_checks, WFS_ARRAY_SIZE(object_checks));
 
+	if (ret == 0)
+		ret = wfs_fsck_table(run, damage_checks, WFS_ARRAY_SIZE(damage_checks));
 	if (ret == 0)
 		ret = wfs_fsck_table(run, manifest_checks, WFS_ARRAY_SIZE(manifest_checks));
 	if (ret == 0)

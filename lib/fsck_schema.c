@@ -41,12 +41,13 @@ static const struct wfs_fsck_check schema_checks[] = {
 		"index %1", "the index is missing" },
 	{ "schema", WFS_FSCK_ALWAYS,
 		"SELECT type, name FROM sqlite_schema WHERE type NOT IN ('table', 'index')",
-		"%1 %2", "format version 4 has no %1s" },
+		"%1 %2", "format version 5 has no %1s" },
 	{ "schema", WFS_FSCK_ALWAYS,
 		"SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%'"
 		" ESCAPE '\\' AND name NOT IN ('meta', 'object', 'object_bytes', 'manifest',"
-		" 'manifest_object', 'data_file', 'inode', 'dirent', 'xattr', 'tensor')",
-		"table %1", "format version 4 has no such table" },
+		" 'manifest_object', 'data_file', 'inode', 'dirent', 'xattr', 'tensor',"
+		" 'damage')",
+		"table %1", "format version 5 has no such table" },
 };
 
 /* 1 if the table is as it should be, 0 if not, -errno. */

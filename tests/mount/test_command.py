@@ -15,9 +15,9 @@ from support import shards
 from support.files import MIB, errno_of, random_bytes, read_file, write_file
 from support.mounts import is_running, wait_for
 
-COMMANDS = ["mount", "umount", "status", "ls", "tensors", "cat", "put", "shard", "fsck", "repack", "version"]
+COMMANDS = ["mount", "umount", "status", "ls", "tensors", "cat", "put", "shard", "fsck", "verify", "repack", "version"]
 STATUS_KEYS = {"store", "mounted", "mountpoint", "format_version", "files", "directories", "dirty", "sealed",
-               "incomplete", "wrong", "damaged", "warned", "logical_bytes", "stored_bytes", "saved_bytes",
+               "incomplete", "wrong", "damaged", "damaged_objects", "warned", "logical_bytes", "stored_bytes", "saved_bytes",
                "dirty_bytes", "pending_bytes", "shared_bytes", "copied_bytes", "disk_bytes", "objects", "manifests", "data_files", "reports"}
 
 
