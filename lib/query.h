@@ -172,6 +172,8 @@
 			"WHERE object IN (SELECT object FROM damage))")                            \
 	Q(DAMAGE_COUNT, "SELECT count(*) FROM damage")                                             \
 	Q(DAMAGE_PLACE, "SELECT data_file, offset, length, digest FROM object WHERE id = ?")       \
+	Q(RECOVER_REPORTED, "SELECT count(*) FROM inode WHERE nlink > 0 AND data_file IS NOT NULL "  \
+			    "AND (verdict = 5 OR reason = 'power-cut')")                           \
 	Q(VERIFY_LAST, "SELECT coalesce(max(id), 0) FROM object")                                  \
 	Q(VERIFY_TOTAL, "SELECT coalesce(sum(length), 0) FROM object")                             \
 	Q(VERIFY_COPIES, "SELECT coalesce(sum(size - coalesce((SELECT sum(length) FROM object "    \

@@ -159,9 +159,86 @@ static int note_start(struct wfs_store *s)
 	return wfs_db_end(&s->db, ret);
 }
 
+/* ---- what it met ---- */
+
+static int note_recovery(struct wfs_store *s, const struct wfs_recovery *r)
+{
+	const struct {
+		const char *key;
+		uint64_t value;
+	} rows[] = {
+		{ WFS_META_RECOVERED_NS, (uint64_t)r->when_ns },
+		{ WFS_META_RECOVERED_UNLINKED, r->unlinked },
+		{ WFS_META_RECOVERED_DIRTY, r->dirty },
+		{ WFS_META_RECOVERED_REPORTED, r->reported },
+	};
+	int ret = wfs_db_begin(&s->db);
+
+	if (ret)
+		return ret;
+	for (size_t i = 0; i < WFS_ARRAY_SIZE(rows) && ret == 0; i++)
+		ret = wfs_db_run(&s->db, WFS_Q_META_SET, "ti", rows[i].key, rows[i].value);
+	return wfs_db_end(&s->db, ret);
+}
+
+static int count_reported(struct wfs_store *s, uint64_t *ret)
+{
+	int err = wfs_db_begin_read(&s->db);
+
+	*ret = 0;
+	return err ? err
+		   : wfs_db_end(&s->db, WFS_MIN(wfs_db_number(&s->db, WFS_Q_RECOVER_REPORTED, ret, ""), 0));
+}
+
+static int say_recovery(struct wfs_store *s, size_t orphans, size_t dirty)
+{
+	struct wfs_recovery r = { .when_ns = wfs_now_ns(), .unlinked = orphans, .dirty = dirty };
+	int ret = count_reported(s, &r.reported);
+
+	if (ret == 0)
+		ret = note_recovery(s, &r);
+	if (ret == 0 && (orphans || dirty))
+		wfs_store_log(s, "the store was not unmounted: %zu unlinked files removed, "
+			"%zu dirty files kept, to be sealed; %llu of them lack bytes, or may: see weightfs status",
+			orphans, dirty, (unsigned long long)r.reported);
+	return ret;
+}
+
+int wfs_recovery_read(struct wfs_store *s, struct wfs_recovery *ret)
+{
+	uint64_t when = 0;
+	const struct {
+		const char *key;
+		uint64_t *value;
+	} rows[] = {
+		{ WFS_META_RECOVERED_NS, &when },
+		{ WFS_META_RECOVERED_UNLINKED, &ret->unlinked },
+		{ WFS_META_RECOVERED_DIRTY, &ret->dirty },
+		{ WFS_META_RECOVERED_REPORTED, &ret->reported },
+	};
+	int err = wfs_db_begin_read(&s->db);
+
+	*ret = (struct wfs_recovery){ .when_ns = 0 };
+	if (err)
+		return err;
+	for (size_t i = 0; i < WFS_ARRAY_SIZE(rows) && err >= 0; i++)
+		err = wfs_db_number(&s->db, WFS_Q_META_GET, rows[i].value, "t", rows[i].key);
+	ret->when_ns = (int64_t)when;
+	return wfs_db_end(&s->db, WFS_MIN(err, 0));
+}
+
+/* It was never open before. */
+static bool is_new(struct wfs_store *s)
+{
+	WFS_AUTO_FREE char *boot_id = NULL;
+
+	return wfs_store_read_note(s, "boot_id", &boot_id) == 0 && !boot_id;
+}
+
 int wfs_recover(struct wfs_store *s, struct wfs_err *err)
 {
 	size_t orphans = 0, dirty = 0;
+	bool was_new = is_new(s);
 	int ret = note_start(s);
 
 	(void)err;
@@ -176,8 +253,5 @@ int wfs_recover(struct wfs_store *s, struct wfs_err *err)
 		ret = wfs_recover_uncommitted(s);
 	if (!ret)
 		ret = judge_dirty(s, &dirty);
-	if (!ret && (orphans || dirty))
-		wfs_store_log(s, "the store was not unmounted: %zu unlinked files removed, "
-			"%zu dirty files kept, to be sealed", orphans, dirty);
-	return ret;
+	return ret || was_new ? ret : say_recovery(s, orphans, dirty);
 }

@@ -18,6 +18,21 @@
  */
 int wfs_recover(struct wfs_store *s, struct wfs_err *err);
 
+/* What the last recovery met: rows of table meta, and what `weightfs status` says of it. */
+#define WFS_META_RECOVERED_NS "recovered_ns" /* when that was */
+#define WFS_META_RECOVERED_UNLINKED "recovered_unlinked"
+#define WFS_META_RECOVERED_DIRTY "recovered_dirty"
+#define WFS_META_RECOVERED_REPORTED "recovered_reported"
+
+struct wfs_recovery {
+	int64_t when_ns;   /* since 1970; 0: the store was always unmounted in order */
+	uint64_t unlinked; /* files without a name that were dropped */
+	uint64_t dirty;    /* files that were not sealed, and came back with their bytes */
+	uint64_t reported; /* of these: bytes are lost, or may be */
+};
+
+int wfs_recovery_read(struct wfs_store *s, struct wfs_recovery *ret);
+
 /* Drop every inode that has no name. Nobody may have a file in use. */
 int wfs_recover_orphans(struct wfs_store *s);
 

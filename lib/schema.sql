@@ -18,6 +18,8 @@
 --   reserved keys: 'clean' 1 after an orderly unmount, 0 while mounted
 --                  'boot_id' the kernel's boot id when it was last mounted
 --                  'created_ns' when the store was made
+--                  'recovered_ns', and '_unlinked', '_dirty', '_reported' for '_ns': what the last
+--                  recovery met (lib/recover.h)
 CREATE TABLE meta (
 	key   TEXT PRIMARY KEY,
 	value

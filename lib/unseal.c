@@ -18,10 +18,11 @@ static int copy_part(struct wfs_content *from, int fd, uint64_t at, uint64_t len
 {
 	while (len > 0) {
 		ssize_t n = wfs_content_read(from, buf, WFS_MIN(CHUNK, len), at);
-		ssize_t put = n > 0 ? wfs_pwrite_some(fd, buf, (size_t)n, at) : n;
+		ssize_t put;
 
-		if (n == 0)
-			return -EIO;
+		if (n <= 0)
+			return n < 0 ? (int)n : -EIO;
+		put = wfs_pwrite_some(fd, buf, (size_t)n, at);
 		if (put < n)
 			return put < 0 ? (int)put : -ENOSPC;
 		at += (uint64_t)n;

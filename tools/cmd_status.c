@@ -3,8 +3,10 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
+#include "lib/recover.h"
 #include "lib/store.h"
 #include "tools/command.h"
 #include "tools/target.h"
@@ -14,6 +16,7 @@
 struct status {
 	struct target target;
 	struct wfs_store_stats stats;
+	struct wfs_recovery recovery;
 	bool in_use; /* a driver has it open */
 	int pid;     /* of that driver; 0: unknown */
 	char *passthrough; /* "on", or why it is off; NULL: unknown */
@@ -41,6 +44,20 @@ static void add_json_report(json_t *reports, const struct wfs_store_report *r)
 static uint64_t saved_bytes(const struct wfs_store_stats *s)
 {
 	return s->logical_bytes > s->stored_bytes ? s->logical_bytes - s->stored_bytes : 0;
+}
+
+/* Seconds since 1970; null: there was none. */
+static json_t *json_of_recovery(const struct wfs_recovery *r)
+{
+	json_t *o = r->when_ns ? json_object() : json_null();
+
+	if (!r->when_ns)
+		return o;
+	ui_json_put(o, "time", json_real((double)r->when_ns / 1e9));
+	ui_json_put(o, "unlinked", ui_json_number(r->unlinked));
+	ui_json_put(o, "dirty", ui_json_number(r->dirty));
+	ui_json_put(o, "reported", ui_json_number(r->reported));
+	return o;
 }
 
 static int print_json(struct status *s)
@@ -81,6 +98,7 @@ static int print_json(struct status *s)
 	ui_json_put(root, "passthrough", ui_json_text(s->in_use ? s->passthrough : NULL));
 	for (size_t i = 0; i < WFS_ARRAY_SIZE(numbers); i++)
 		ui_json_put(root, numbers[i].key, ui_json_number(numbers[i].value));
+	ui_json_put(root, "last_recovery", json_of_recovery(&s->recovery));
 	ui_json_put(root, "reports", json_incref(s->reports));
 	return ui_json_print(root);
 }
@@ -127,6 +145,20 @@ static void print_place(const struct status *s)
 		puts("speed    passthrough is on: files are read and written at the speed of the disk");
 	else if (s->in_use && s->passthrough)
 		printf("speed    passthrough is off: %s\n", s->passthrough);
+}
+
+static void print_recovery(const struct wfs_recovery *r)
+{
+	time_t when = (time_t)(r->when_ns / 1000000000);
+	struct tm tm;
+	char text[32];
+
+	if (!r->when_ns || !localtime_r(&when, &tm) ||
+		strftime(text, sizeof(text), "%Y-%m-%d %H:%M:%S", &tm) == 0)
+		return;
+	printf("recovery %s, after an unclean stop: %" PRIu64 " unlinked file%s removed, %" PRIu64
+	       " dirty kept, %" PRIu64 " of them reported\n", text, r->unlinked,
+		r->unlinked == 1 ? "" : "s", r->dirty, r->reported);
 }
 
 static void print_counts(const struct wfs_store_stats *n)
@@ -194,6 +226,7 @@ static int print_text(struct status *s)
 	const struct wfs_store_stats *n = &s->stats;
 
 	print_place(s);
+	print_recovery(&s->recovery);
 	print_counts(n);
 	print_bytes(n);
 	if (n->dirty + n->incomplete + n->wrong + n->damaged + n->warned > 0)
@@ -235,6 +268,8 @@ static int gather(struct status *s)
 		ret = wfs_store_each_report(store, add_report, s, &err);
 	if (ret == 0)
 		ret = wfs_store_read_note(store, WFS_NOTE_PASSTHROUGH, &s->passthrough);
+	if (ret == 0)
+		ret = wfs_recovery_read(store, &s->recovery);
 	wfs_store_close(store);
 	/* A mount that only reads holds no lock that could be seen; it answers. */
 	s->in_use = wfs_store_is_locked(s->target.store, &s->pid) ||

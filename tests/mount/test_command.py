@@ -18,7 +18,7 @@ from support.mounts import is_running, wait_for
 COMMANDS = ["mount", "umount", "status", "ls", "tensors", "cat", "put", "shard", "fsck", "verify", "repack", "version"]
 STATUS_KEYS = {"store", "mounted", "mountpoint", "format_version", "files", "directories", "dirty", "sealed",
                "incomplete", "wrong", "damaged", "damaged_objects", "warned", "logical_bytes", "stored_bytes", "saved_bytes",
-               "dirty_bytes", "pending_bytes", "shared_bytes", "copied_bytes", "disk_bytes", "objects", "manifests", "data_files", "reports"}
+               "dirty_bytes", "pending_bytes", "shared_bytes", "copied_bytes", "disk_bytes", "objects", "manifests", "data_files", "last_recovery", "reports"}
 
 
 def assert_error(done, *words, status=1):
