@@ -32,7 +32,7 @@ VENV := build/venv
 # ---- flags ----
 
 # The libraries are looked for once, and only by goals that compile here.
-NO_LIBS := run test test-long test-all bench asan tsan check uninstall clean distclean help deps
+NO_LIBS := run test test-long test-all mutations bench asan tsan check uninstall clean distclean help deps
 NEED_LIBS := $(filter-out $(NO_LIBS),$(or $(MAKECMDGOALS),all))
 PKGS := fuse3 jansson libxxhash sqlite3
 PKG_CONFIG ?= pkg-config
@@ -80,7 +80,7 @@ endif
 # ---- targets ----
 
 .DEFAULT_GOAL := all
-.PHONY: all run test test-long test-all test-here unit check bench asan tsan install \
+.PHONY: all run test test-long test-all test-here unit check mutations bench asan tsan install \
 	uninstall clean distclean help deps FORCE
 .DELETE_ON_ERROR:
 
@@ -131,6 +131,10 @@ unit: unit-programs ## only the tests of lib/, which need no mount
 
 .PHONY: unit-programs
 unit-programs: $(UNIT_BIN) $(VERDICT_BIN)
+
+mutations: ## small wrong changes of lib/ and fs/: does the suite notice each? Takes hours (MUTATIONS_ARGS: see tests/mutations/run.py)
+	@sh tools/setup.sh test
+	@'$(VENV)/bin/python' tests/mutations/run.py $(MUTATIONS_ARGS)
 
 check: ## layers, file lengths, static analysis
 	@sh tests/check_layers.sh
