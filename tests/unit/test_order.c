@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "lib/repack.h"
+#include "lib/store_priv.h"
 #include "tests/unit/store_fixture.h"
 
 enum what {
@@ -325,6 +326,10 @@ static void test_checkpoint(void **state)
 	assert_after_a_flushed_log(DATABASE_WRITTEN);
 	commit_something(f, "b");
 	assert_int_equal(wfs_store_tidy(f->store), 0);
+	assert_after_a_flushed_log(DATABASE_WRITTEN);
+	/* Where nobody has flushed it before, SQLite does. */
+	commit_something(f, "c");
+	assert_int_equal(wfs_db_checkpoint(&f->store->db, 1), 0);
 	assert_after_a_flushed_log(DATABASE_WRITTEN);
 }
 
