@@ -6,6 +6,7 @@ gate and what docs/semantics.md says is different, is foreseen here.
     WEIGHTFS_MODEL_SEED      seed of the long form (default: of the clock; it is printed)
     WEIGHTFS_MODEL_EXAMPLES  sequences of the long form (default 60)
     WEIGHTFS_MODEL_STEPS     operations in each of them (default 100)
+    WEIGHTFS_MODEL_SHRINK    0: show what failed as it was found
 """
 
 import ctypes
@@ -31,10 +32,11 @@ from support.twins import Handle, Mapping, is_gated, outcome
 SEED = int(os.environ.get("WEIGHTFS_MODEL_SEED", time.time_ns() // 10**6 % 10**9))
 EXAMPLES = int(os.environ.get("WEIGHTFS_MODEL_EXAMPLES", "60"))
 STEPS = int(os.environ.get("WEIGHTFS_MODEL_STEPS", "100"))
-LIMIT = 120 + EXAMPLES * STEPS // 4
+SHRINK = os.environ.get("WEIGHTFS_MODEL_SHRINK", "1") != "0"
+LIMIT = 900 + EXAMPLES * STEPS // 4
 
 POOL = twins.pool()
-SHARDS = [content for name, content in POOL.items() if name.startswith("shard")]
+SHARDS = [content for content in POOL.values() if twins.verdict(content) == "valid"]
 DIRECTORIES = ["d", "d/e", "f"]
 LEAVES = ["a", "b", "c", "model.safetensors", "s.safetensors", ".tmp"]
 PATHS = LEAVES + [f"{directory}/{leaf}" for directory in ("d", "d/e") for leaf in ("a", "c", "s.safetensors")]
@@ -600,8 +602,10 @@ def run(weightfs, base, watchdog, options, settings, seed=None):
 
 
 def settings_of(examples, steps, **more):
+    phases = [hypothesis.Phase.generate] + [hypothesis.Phase.shrink] * SHRINK
     return hypothesis.settings(max_examples=examples, stateful_step_count=steps, deadline=None, database=None,
-                               suppress_health_check=list(hypothesis.HealthCheck), print_blob=False, **more)
+                               phases=phases, report_multiple_bugs=False, print_blob=False,
+                               suppress_health_check=list(hypothesis.HealthCheck), **more)
 
 
 BOTH = pytest.mark.parametrize("options", [(), ("passthrough=off",)], ids=["default", "passthrough=off"])

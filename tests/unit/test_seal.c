@@ -106,6 +106,27 @@ static void test_repeated_tensor(void **state)
 	free(a);
 }
 
+/* Digests of 4 bits, within one file. */
+static void test_collisions_in_a_file(void **state)
+{
+	struct fixture *f = *state;
+	uint64_t seeds[40];
+	size_t len;
+	uint8_t *a;
+	uint64_t ino;
+
+	reopen(f, 4);
+	for (size_t i = 0; i < WFS_ARRAY_SIZE(seeds); i++)
+		seeds[i] = i / 2; /* each content twice */
+	a = shard(WFS_ARRAY_SIZE(seeds), 4000, seeds, &len);
+	ino = put(f, "a.safetensors", a, len);
+	assert_int_equal(stats(f).objects, 1 + WFS_ARRAY_SIZE(seeds) / 2);
+	check_bytes(f, ino, a, len);
+	reopen(f, 0);
+	check_bytes(f, ino, a, len);
+	free(a);
+}
+
 /* Digests of 4 bits: nearly everything collides, and must stay apart. */
 static void test_collisions(void **state)
 {
@@ -417,6 +438,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_tensors_share, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_repeated_tensor, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_collisions, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_collisions_in_a_file, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_unseal_in_place, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_clone, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_truncate, set_up, tear_down),
