@@ -51,13 +51,16 @@ static int choose_fate(struct wfs_plan *p, enum wfs_fate *ret)
 
 /* ---- the transaction ---- */
 
-/* Another seal may have recorded the same bytes since we looked. */
-static int check_still_new(struct wfs_db *db, const struct wfs_plan_piece *piece)
+/*
+ * Another seal may have recorded the same bytes since we looked. Objects from `own` on are of
+ * this file, and were compared with the piece: one digest, and other bytes.
+ */
+static int check_still_new(struct wfs_db *db, const struct wfs_plan_piece *piece, uint64_t own)
 {
 	struct wfs_object o;
 	int found = wfs_object_find(db, &piece->digest, piece->length, piece->last_compared, &o);
 
-	return found < 0 ? found : found ? -ESTALE : 0;
+	return found < 0 ? found : found && o.id < own ? -ESTALE : 0;
 }
 
 static int read_bytes(const struct wfs_plan *p, const struct wfs_plan_piece *piece, uint8_t **ret)
@@ -72,12 +75,12 @@ static int read_bytes(const struct wfs_plan *p, const struct wfs_plan_piece *pie
 }
 
 static int insert_new(struct wfs_plan *p, const struct wfs_plan_piece *piece, bool into_db,
-	uint64_t *ret_id)
+	uint64_t own, uint64_t *ret_id)
 {
 	struct wfs_object o = { .length = piece->length };
 	WFS_AUTO_FREE uint8_t *bytes = NULL;
 	struct wfs_db *db = &p->file->store->db;
-	int ret = check_still_new(db, piece);
+	int ret = check_still_new(db, piece, own);
 
 	if (ret == 0 && into_db)
 		ret = read_bytes(p, piece, &bytes);
@@ -99,6 +102,7 @@ static int insert_new(struct wfs_plan *p, const struct wfs_plan_piece *piece, bo
 
 static int insert_objects(struct wfs_plan *p, bool into_db, uint64_t *ids)
 {
+	uint64_t own = UINT64_MAX; /* the first that is inserted here; ids only grow */
 	int ret = 0;
 
 	for (size_t i = 0; i < p->n && ret == 0; i++) {
@@ -109,7 +113,9 @@ static int insert_objects(struct wfs_plan *p, bool into_db, uint64_t *ids)
 		else if (piece->same_as != WFS_PLAN_NONE)
 			ids[i] = ids[piece->same_as];
 		else
-			ret = insert_new(p, piece, into_db, &ids[i]);
+			ret = insert_new(p, piece, into_db, own, &ids[i]);
+		if (ret == 0 && own == UINT64_MAX && wfs_plan_is_new(piece))
+			own = ids[i];
 	}
 	return ret;
 }
