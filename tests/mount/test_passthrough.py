@@ -57,7 +57,10 @@ def test_mapping_that_outlives_its_descriptor(mount):
     fd = os.open(path, os.O_RDWR)
     mapping = mmap.mmap(fd, SIZE)
     os.close(fd)
-    time.sleep(1)
+    write_file(mount.dir / "later.bin", bytes(SIZE))
+    wait_for(lambda: mount.status()["sealed"] == 1, 60, "the file that was written later sealed")
+    time.sleep(0.5)
+    assert mount.status()["dirty"] == 1
     mapping[SIZE // 2:SIZE // 2 + 5] = b"later"
     assert read_file(path)[SIZE // 2:SIZE // 2 + 5] == b"later"
     time.sleep(1)

@@ -10,6 +10,7 @@ FORMATS, FSCK, MODEL, REPACK = "unit/test_safetensors", "unit/test_fsck", "unit/
 BYTES, GATE, KILL = "mount/test_bytes.py", "mount/test_gate.py", "crash/test_kill.py"
 BASED, DIRECT = "mount/test_model_based.py", "mount/test_passthrough.py"
 WRITES, RACES = "mount/test_tensor_writes.py", "mount/test_tensor_races.py"
+TENSORS = "mount/test_model_tensors.py"
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,8 @@ mutation("a manifest of several files is one's own", "lib/manifest.c",
          "if (ret <= 0 || refs != 1)", "if (ret <= 0)", SEAL, BYTES)
 mutation("an object of several manifests is one's own", "lib/manifest.c",
          "!= count_id(ids, n, object))", "< count_id(ids, n, object))", SEAL, BYTES)
-mutation("equal manifests by their length alone", "lib/manifest.c",
-         "return have_n == n && memcmp(have, ids, n * sizeof(*ids)) == 0;", "return have_n == n;", SEAL, STORE, MODEL)
+mutation("an object that others need moves to a whole copy", "lib/whole.c",
+         "if (first.refs != next - i || first.data_file == s->whole)", "if (first.data_file == s->whole)", REPACK)
 
 # ---- what is given back ----
 
@@ -86,33 +87,35 @@ mutation("a part of a block is punched with it", "lib/collect.c",
 mutation("what lives behind a gap is punched with it", "lib/collect.c",
          "end = offset + (uint64_t)sqlite3_column_int64(row, 3);", "end = offset;", SEAL)
 mutation("punched while somebody reads", "lib/datafile.c",
-         "ok = df->refs == 1;", "ok = df->refs >= 1;", SEAL, BYTES, "mount/test_views_changes.py",
-         "loaders/test_dedup.py")
+         "ok = df->refs == 1;", "ok = df->refs >= 1;", SEAL, BYTES + "::test_readers_while_sealing",
+         "mount/test_views_changes.py", "loaders/test_dedup.py")
 mutation("given back while somebody has it mapped", "lib/datafile.c",
-         "return try_lease(t, df, F_WRLCK) == 0;", "return true;", DIRECT, BYTES)
+         "return try_lease(t, df, F_WRLCK) == 0;", "return true;", DIRECT + "::test_mapped_while_it_is_shared", DIRECT)
 mutation("sealed while somebody can write it by a mapping", "lib/datafile.c",
-         "return ret ? ret : try_lease(t, df, F_RDLCK);", "return ret;", DIRECT)
+         "return ret ? ret : try_lease(t, df, F_RDLCK);", "return ret;",
+         DIRECT + "::test_mapping_that_outlives_its_descriptor")
 mutation("an unlinked file stays", "fs/op_name.c",
-         "if (!err && gone)\n\t\twfs_inode_gone(d, ino);", "", BYTES, "loaders/test_dedup.py", KILL)
-mutation("a lookup is not counted", "fs/inode.c", "(*slot)->nlookup++;", ";", BASED, BYTES, "posix/test_open.py")
+         "if (!err && gone)\n\t\twfs_inode_gone(d, ino);", "", BYTES + "::test_write_after_unlink", "mount/test_load.py")
+mutation("what the kernel forgets is counted once", "fs/inode.c",
+         "node->nlookup -= n < node->nlookup ? n : node->nlookup;", "node->nlookup--;", "mount/test_load.py")
 mutation("an unlinked file outlives the kernel's knowledge", "fs/inode.c",
-         "drop = node->gone;", "drop = false;", BYTES, "loaders/test_dedup.py")
+         "drop = node->gone;", "drop = false;", "mount/test_load.py")
 
 # ---- reading ----
 
 mutation("the extent before a boundary", "lib/content.c",
          "if (c->extents[mid].at <= offset)", "if (c->extents[mid].at < offset)", SEAL, BYTES)
 mutation("a read goes on behind its extent", "lib/content.c",
-         "return e->at + e->length - offset >= len ? e->df : NULL;", "return e->df;", BYTES)
+         "return e->at + e->length - offset >= len ? e->df : NULL;", "return e->df;", BYTES + "::test_reads_around_boundaries")
 mutation("holes and data exchanged", "lib/content.c",
-         "found = whence == SEEK_DATA ? 0 :", "found = whence == SEEK_HOLE ? 0 :", BYTES, BASED)
+         "found = whence == SEEK_DATA ? 0 :", "found = whence == SEEK_HOLE ? 0 :", BYTES + "::test_composed_seek", BASED)
 mutation("a reader's cache is kept where bytes changed", "fs/passthrough.c",
-         "if (ret == 0 && h->backing && h->writes)\n\t\twfs_inodes_set_stale(&d->inodes, ino);", "", DIRECT, BASED,
-         "posix/test_mapped.py", BYTES)
+         "if (ret == 0 && h->backing && h->writes)\n\t\twfs_inodes_set_stale(&d->inodes, ino);", "", DIRECT + "::test_cached_pages_are_not_stale",
+         BASED)
 mutation("two ways at once for one inode", "fs/passthrough.c",
-         "if (ret == 0 && io->backing)\n\t\tret = -ETXTBSY;", "", DIRECT, BASED, BYTES)
+         "if (ret == 0 && io->backing)\n\t\tret = -ETXTBSY;", "", DIRECT, BASED)
 mutation("two writers unseal at once", "lib/file.c",
-         "while (f->changing)\n\t\tpthread_cond_wait(&f->changed, &f->lock);", "", BYTES, SEAL, "posix/test_open.py")
+         "while (f->changing)\n\t\tpthread_cond_wait(&f->changed, &f->lock);", "", SEAL)
 
 # ---- the gate ----
 
@@ -160,7 +163,7 @@ mutation("files of transactions that were undone stay", "lib/recover.c",
 
 mutation("a name that changed is not forgotten by the kernel", "fs/op_name.c",
          "if (!err && wfs_entry_seconds(d, newname) == 0)", "if (err && wfs_entry_seconds(d, newname) == 0)",
-         "mount/test_views_changes.py", WRITES, RACES)
+         TENSORS, "mount/test_views_changes.py", WRITES, RACES)
 mutation("a shard with other bytes is the same", "lib/model_plan.c",
          "if (p->is_new || &t->m->shards[p->old] != shard->old)", "if (&t->m->shards[p->old] != shard->old)", MODEL,
          WRITES)

@@ -1,4 +1,6 @@
 /* Dirty to sealed and back: sharing, counts, space, copies. */
+#include <pthread.h>
+
 #include "tests/unit/store_fixture.h"
 
 static void test_empty(void **state)
@@ -200,6 +202,71 @@ static void test_unseal_in_place(void **state)
 	seal(f, ino);
 	check_bytes(f, ino, bytes, MB);
 	assert_int_equal(stats(f).data_files, 1);
+	free(bytes);
+}
+
+#define WRITERS 8
+
+struct writer {
+	struct fixture *f;
+	pthread_barrier_t *begin;
+	uint64_t ino, offset;
+	pthread_t thread;
+	ssize_t wrote;
+};
+
+static void *writer_main(void *ctx)
+{
+	struct writer *w = ctx;
+	struct wfs_file *file;
+
+	if (wfs_file_get(w->f->store, w->ino, &file) != 0)
+		return NULL;
+	wfs_file_open(file, true);
+	pthread_barrier_wait(w->begin);
+	w->wrote = wfs_file_write(file, "written", 7, w->offset);
+	wfs_file_close(file, true);
+	wfs_file_unref(file);
+	return NULL;
+}
+
+/* Several write a sealed file for the first time, at once: what each wrote is there. */
+static void test_writers_at_once(void **state)
+{
+	struct fixture *f = *state;
+	uint8_t *bytes = noise(MB, 4);
+	pthread_barrier_t begin;
+
+	pthread_barrier_init(&begin, NULL, WRITERS);
+	for (int round = 0; round < 20; round++) {
+		struct writer w[WRITERS];
+		char name[32], shared[32];
+		uint64_t ino;
+
+		sprintf(name, "a%d", round);
+		sprintf(shared, "b%d", round);
+		bytes[0] = (uint8_t)round;
+		ino = put(f, name, bytes, MB);
+		if (round % 2)
+			put(f, shared, bytes, MB);
+		for (size_t i = 0; i < WRITERS; i++) {
+			w[i] = (struct writer){ .f = f, .begin = &begin, .ino = ino,
+				.offset = 1000 + i * 100000 };
+			assert_int_equal(pthread_create(&w[i].thread, NULL, writer_main, &w[i]), 0);
+		}
+		for (size_t i = 0; i < WRITERS; i++) {
+			pthread_join(w[i].thread, NULL);
+			assert_int_equal(w[i].wrote, 7);
+			memcpy(bytes + w[i].offset, "written", 7);
+		}
+		check_bytes(f, ino, bytes, MB);
+		remove_name(f, name);
+		if (round % 2)
+			remove_name(f, shared);
+		free(bytes);
+		bytes = noise(MB, 5 + (uint64_t)round);
+	}
+	pthread_barrier_destroy(&begin);
 	free(bytes);
 }
 
@@ -443,6 +510,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_collisions, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_collisions_in_a_file, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_unseal_in_place, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_writers_at_once, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_clone, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_truncate, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_composed_reads, set_up, tear_down),
