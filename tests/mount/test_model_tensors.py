@@ -295,7 +295,7 @@ def run(weightfs, base, watchdog, options, settings, seed=None):
 @BOTH
 def test_as_a_dictionary(weightfs, watchdog, tmp_path, options):
     """A few sequences, the same ones each time."""
-    run(weightfs, tmp_path, watchdog, options, settings_of(4, 30, derandomize=True))
+    run(weightfs, tmp_path, watchdog, options, settings_of(3, 20, derandomize=True))
 
 
 @pytest.mark.long
