@@ -17,6 +17,8 @@
 
 static int errno_of(int code)
 {
+	if (code == SQLITE_READONLY_DBMOVED) /* or it could not be looked at */
+		return -EIO;
 	switch (code & 0xff) {
 	case SQLITE_FULL:
 		return -ENOSPC;
@@ -342,6 +344,28 @@ int wfs_db_end_part(struct wfs_db *db, int ret)
 	return ret;
 }
 
+/*
+ * A sync of the log has failed, and the kernel may have dropped what it did not write
+ * (docs/decisions/0020). Under sync_lock: write all of it again, if it can still be read; else
+ * nothing can be written any more.
+ */
+static int write_log_again(struct wfs_db *db)
+{
+	int ret;
+
+	pthread_mutex_lock(&db->lock);
+	ret = atomic_load(&db->is_lost) ? -EIO : wfs_wal_rewrite(db->wal_fd, db->wal_pages);
+	if (ret == 0) {
+		db->synced = db->commits;
+		atomic_store(&db->log_failed, false);
+	} else if (!atomic_exchange(&db->is_lost, true) && db->log) {
+		db->log(db->log_ctx, "the database's log cannot be written to the disk: nothing can be "
+			"changed until the store is mounted again");
+	}
+	pthread_mutex_unlock(&db->lock);
+	return ret ? -EIO : 0;
+}
+
 int wfs_db_sync(struct wfs_db *db)
 {
 	uint64_t commits;
@@ -352,14 +376,23 @@ int wfs_db_sync(struct wfs_db *db)
 	pthread_mutex_unlock(&db->lock);
 
 	pthread_mutex_lock(&db->sync_lock);
-	if (db->synced < commits) {
+	if (db->synced < commits && !atomic_load(&db->log_failed)) {
 		if (fdatasync(db->wal_fd) == 0)
 			db->synced = commits;
 		else
-			ret = -errno;
+			atomic_store(&db->log_failed, true);
 	}
+	if (atomic_load(&db->log_failed))
+		ret = write_log_again(db);
 	pthread_mutex_unlock(&db->sync_lock);
 	return ret;
+}
+
+/* Under the lock: SQLite's own sync, of the log or of the database file, has failed. */
+static void note_failed_sync(struct wfs_db *db, int code)
+{
+	if (code == SQLITE_IOERR_FSYNC || code == SQLITE_IOERR_DIR_FSYNC)
+		atomic_store(&db->log_failed, true);
 }
 
 static void log_is_moved(struct wfs_db *db)
@@ -372,6 +405,9 @@ int wfs_db_checkpoint(struct wfs_db *db, int min_pages)
 {
 	int code = SQLITE_OK, pages, moved;
 
+	/* What is read of it may be wrong: not into the database. wfs_db_sync sees to it. */
+	if (atomic_load(&db->log_failed))
+		return -EIO;
 	pthread_mutex_lock(&db->lock);
 	if (db->wal_pages >= min_pages) {
 		drop_view(db);
@@ -379,6 +415,7 @@ int wfs_db_checkpoint(struct wfs_db *db, int min_pages)
 			&moved);
 		if (code == SQLITE_OK && moved == pages)
 			log_is_moved(db);
+		note_failed_sync(db, code);
 	}
 	pthread_mutex_unlock(&db->lock);
 	/* A reader in another process may hold it up; the next call tries again. */
@@ -398,6 +435,7 @@ static int empty_log(struct wfs_db *db)
 	sqlite3_busy_timeout(db->handle, BUSY_MS);
 	if (code == SQLITE_OK)
 		log_is_moved(db);
+	note_failed_sync(db, code);
 	return code;
 }
 
@@ -406,6 +444,8 @@ int wfs_db_tidy(struct wfs_db *db)
 	int64_t unused = 0;
 	int code;
 
+	if (atomic_load(&db->log_failed))
+		return -EIO;
 	pthread_mutex_lock(&db->lock);
 	drop_view(db);
 	code = pragma_number(db->handle, "PRAGMA freelist_count", &unused);
@@ -543,6 +583,9 @@ static int open_handle(struct wfs_db *db, bool create)
 	else
 		flags |= SQLITE_OPEN_READONLY;
 	code = sqlite3_open_v2(db->path, &db->handle, flags, db->read_only ? NULL : wfs_wal_vfs());
+	/* SQLite opens to read what it cannot open to write. */
+	if (code == SQLITE_OK && !db->read_only && sqlite3_db_readonly(db->handle, "main") == 1)
+		code = SQLITE_CANTOPEN;
 	if (code != SQLITE_OK || !db->read_only)
 		return code;
 	code = sqlite3_exec(db->handle, "SELECT 1 FROM sqlite_schema", NULL, NULL, NULL);
@@ -558,13 +601,28 @@ static int open_handle(struct wfs_db *db, bool create)
 	return sqlite3_open_v2(uri, &db->handle, flags | SQLITE_OPEN_URI, NULL);
 }
 
+/* Has it no table? Of a process that died as it made the store, SQLite undoes what there is. */
+static int is_empty(struct wfs_db *db, bool *ret)
+{
+	int64_t tables = 0;
+	int code = pragma_number(db->handle, "SELECT count(*) FROM sqlite_schema", &tables);
+
+	*ret = tables == 0;
+	return code;
+}
+
 static int create_schema(struct wfs_db *db)
 {
 	char sql[160];
-	/* Before the first table: pages can then be given back one by one. */
-	int code = sqlite3_exec(db->handle, "PRAGMA auto_vacuum = INCREMENTAL; BEGIN EXCLUSIVE",
-		NULL, NULL, NULL);
+	int64_t pages = 0;
+	int code = pragma_number(db->handle, "PRAGMA page_count", &pages);
 
+	/* Before the first table: pages can then be given back one by one. */
+	if (code == SQLITE_OK)
+		code = sqlite3_exec(db->handle, pages ? "PRAGMA auto_vacuum = INCREMENTAL; VACUUM"
+			: "PRAGMA auto_vacuum = INCREMENTAL", NULL, NULL, NULL);
+	if (code == SQLITE_OK)
+		code = sqlite3_exec(db->handle, "BEGIN EXCLUSIVE", NULL, NULL, NULL);
 	if (code == SQLITE_OK)
 		code = sqlite3_exec(db->handle, wfs_schema_sql, NULL, NULL, NULL);
 	snprintf(sql, sizeof(sql), "PRAGMA application_id = %d; PRAGMA user_version = %d; COMMIT",
@@ -650,12 +708,40 @@ static int open_wal(struct wfs_db *db, struct wfs_err *err)
 	return 0;
 }
 
-static int open_all(struct wfs_db *db, bool create, struct wfs_err *err)
+/*
+ * What is in the log only by the page cache of this machine, since a sync of the process before
+ * this one has failed, goes to the disk: SQLite takes what it can read for what is there.
+ */
+static int settle_log(struct wfs_db *db, struct wfs_err *err)
 {
-	int code = open_handle(db, create);
+	WFS_AUTO_FREE char *path = NULL;
+	WFS_AUTO_CLOSE int fd = -1;
 	int ret;
 
+	if (db->read_only)
+		return 0;
+	if (asprintf(&path, "%s-wal", db->path) < 0) {
+		path = NULL;
+		return -ENOMEM;
+	}
+	fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+	if (fd < 0)
+		return errno == ENOENT ? 0 : wfs_err_errno(err, -errno, "%s", path);
+	ret = wfs_wal_rewrite(fd, 0);
+	return ret ? wfs_err_errno(err, ret, "%s cannot be written", path) : 0;
+}
+
+static int open_all(struct wfs_db *db, bool create, struct wfs_err *err)
+{
+	bool empty = false;
+	int code, ret = settle_log(db, err);
+
+	if (ret)
+		return ret;
+	code = open_handle(db, create);
 	if (code == SQLITE_OK && create)
+		code = is_empty(db, &empty);
+	if (code == SQLITE_OK && empty)
 		code = create_schema(db);
 	if (code != SQLITE_OK)
 		return open_failed(db, code, err);
@@ -681,6 +767,7 @@ int wfs_db_open(struct wfs_db *db, const char *dir, bool read_only, bool create,
 	db->in_transaction = false;
 	db->holds_view = db->is_broken = false;
 	atomic_init(&db->is_lost, false);
+	atomic_init(&db->log_failed, false);
 	atomic_init(&db->waiting, 0);
 	db->read_only = read_only;
 	db->wal_fd = -1;
@@ -701,6 +788,8 @@ void wfs_db_close(struct wfs_db *db)
 {
 	for (size_t i = 0; i < WFS_QUERY_COUNT; i++)
 		sqlite3_finalize(db->stmts[i]);
+	if (db->handle && (atomic_load(&db->log_failed) || atomic_load(&db->is_lost)))
+		sqlite3_db_config(db->handle, SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1, NULL);
 	sqlite3_close(db->handle);
 	if (db->wal_fd >= 0)
 		close(db->wal_fd);

@@ -58,7 +58,8 @@ struct wfs_db {
 	uint64_t synced; /* value of commits that is known to be durable */
 	/* under no lock */
 	atomic_uint waiting; /* threads that want the lock; see wfs_db_is_wanted */
-	atomic_bool is_lost; /* the file was removed: transactions that write fail with EIO */
+	atomic_bool is_lost; /* the file was removed, or its log cannot be kept: transactions that write fail with EIO */
+	atomic_bool log_failed; /* a sync has failed: the log is to be written again before it is relied on */
 };
 
 /* A change of the schema from version `to - 1` to `to`. */
@@ -68,7 +69,7 @@ struct wfs_db_migration {
 };
 
 /*
- * Open (and with `create` make) the database DIR/weightfs.db. Reasons in *err:
+ * Open the database DIR/weightfs.db; with `create` make it if it is missing or empty. Reasons in *err:
  * not-a-store, store-version, store-damaged, io, as wfs_store_open says.
  */
 int wfs_db_open(struct wfs_db *db, const char *dir, bool read_only, bool create,
@@ -127,7 +128,11 @@ int wfs_db_changes(struct wfs_db *db);
 /* -errno for an SQLite result code; logs what should not happen. */
 int wfs_db_error(struct wfs_db *db, int code, const char *what);
 
-/* What was committed before this call survives a power cut. Takes no database lock while it waits. */
+/*
+ * What was committed before this call survives a power cut. Takes no database lock while it waits,
+ * but where the disk failed: the log is then written again, once it was seen to be right. Where that
+ * fails, too: -EIO, and nothing can be written until the store is opened anew.
+ */
 int wfs_db_sync(struct wfs_db *db);
 
 /*

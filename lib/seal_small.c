@@ -12,6 +12,7 @@ struct job {
 	struct wfs_content *staging; /* NULL: no seal has begun */
 	struct wfs_plan plan;        /* of a file with bytes */
 	bool has_plan;
+	bool ready;                  /* to be recorded */
 	uint64_t *ids;
 	struct wfs_content *sealed;  /* from the transaction until it is the file's */
 	bool locked;                 /* we have the file's lock */
@@ -73,7 +74,7 @@ static void release(struct job *j)
  */
 static bool lock(struct job *j)
 {
-	if (j->done || !j->staging || pthread_mutex_trylock(&j->file->lock) != 0)
+	if (!j->ready || j->done || pthread_mutex_trylock(&j->file->lock) != 0)
 		return false;
 	j->locked = wfs_seal_may_commit(j->file, j->staging);
 	if (!j->locked)
@@ -151,8 +152,12 @@ static size_t commit_some(struct wfs_store *s, struct job *jobs, size_t n)
 
 static void seal_jobs(struct wfs_store *s, struct job *jobs, size_t n)
 {
-	for (size_t i = 0; i < n; i++)
-		jobs[i].done = prepare(s, &jobs[i]) == 0;
+	for (size_t i = 0; i < n; i++) {
+		int ret = prepare(s, &jobs[i]);
+
+		jobs[i].done = ret == 0;
+		jobs[i].ready = ret > 0;
+	}
 	for (size_t i = 0; i < n;)
 		i += commit_some(s, jobs + i, n - i);
 	for (size_t i = 0; i < n; i++) {

@@ -234,8 +234,10 @@ int wfs_store_tidy(struct wfs_store *s)
 
 /* ---- the directory ---- */
 
+/* The database's, too: of a process that died as it made the store. */
 static const char *const own_names[] = { "lock", "data", "weightfs.log", "weightfs.log.1",
-	"lost+found", "control", "reserve" };
+	"lost+found", "control", "reserve", "weightfs.db", "weightfs.db-journal", "weightfs.db-wal",
+	"weightfs.db-shm" };
 
 static bool is_own_name(const char *name)
 {
@@ -248,22 +250,28 @@ static bool is_own_name(const char *name)
 /* Without a database: may a store be made here, or are there other things? */
 static int check_empty(int dir_fd, const char *path, struct wfs_err *err)
 {
-	WFS_AUTO_FREE char *other = NULL;
 	int fd = openat(dir_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	DIR *dir = fd >= 0 ? fdopendir(fd) : NULL;
 	struct dirent *e;
+	int ret = 0;
 
-	if (!dir)
-		return wfs_err_errno(err, -errno, "%s", path);
-	while ((e = readdir(dir)) && !other)
-		if (!is_own_name(e->d_name))
-			other = strdup(e->d_name);
-	closedir(dir);
-	if (other)
-		return wfs_err_set(err, -ENOTEMPTY, "not-a-store", WFS_NO_OFFSET,
+	if (!dir) {
+		ret = wfs_err_errno(err, -errno, "%s", path);
+		if (fd >= 0)
+			close(fd);
+		return ret;
+	}
+	errno = 0;
+	while ((e = readdir(dir)) && is_own_name(e->d_name))
+		;
+	if (e)
+		ret = wfs_err_set(err, -ENOTEMPTY, "not-a-store", WFS_NO_OFFSET,
 			"%s is no weightfs store and not empty (it has '%s'); name a new or an "
-			"empty directory", path, other);
-	return 0;
+			"empty directory", path, e->d_name);
+	else if (errno)
+		ret = wfs_err_errno(err, -errno, "%s", path);
+	closedir(dir);
+	return ret;
 }
 
 static int open_directory(struct wfs_store *s, const char *path, struct wfs_err *err)
@@ -523,7 +531,7 @@ static int open_database(struct wfs_store *s, struct wfs_err *err)
 	s->db.log_ctx = s->options.log_ctx;
 	s->db.may_move_log = nothing_to_flush;
 	s->db.may_move_log_ctx = s;
-	return ret ? ret : wfs_db_open(&s->db, s->path, !writes, !exists, err);
+	return ret ? ret : wfs_db_open(&s->db, s->path, !writes, writes && s->options.create, err);
 }
 
 static int open_data(struct wfs_store *s, struct wfs_err *err)

@@ -1,10 +1,13 @@
 #include "lib/wal_file.h"
 
+#include <errno.h>
 #include <pthread.h>
 #include <sqlite3.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "lib/base.h"
 
@@ -214,4 +217,103 @@ const char *wfs_wal_vfs(void)
 
 	pthread_once(&once, make_vfs);
 	return vfs_name;
+}
+
+/* ---- after a sync that failed; the format is that of section 4 of the page above ---- */
+
+#define LOG_HEAD 32
+#define MAGIC 0x377f0682u /* its last bit: checksums are of big-endian words */
+
+static uint32_t big(const uint8_t *p)
+{
+	return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
+}
+
+static uint32_t little(const uint8_t *p)
+{
+	return (uint32_t)p[3] << 24 | (uint32_t)p[2] << 16 | (uint32_t)p[1] << 8 | p[0];
+}
+
+static void add_sum(uint32_t sum[2], const uint8_t *p, size_t len, bool is_big)
+{
+	for (size_t i = 0; i < len; i += 8) {
+		sum[0] += (is_big ? big(p + i) : little(p + i)) + sum[1];
+		sum[1] += (is_big ? big(p + i + 4) : little(p + i + 4)) + sum[0];
+	}
+}
+
+/* Bytes from the start of the log that are whole frames with right checksums; how many frames. */
+static size_t right_bytes(const uint8_t *log, size_t len, int *ret_frames)
+{
+	bool is_big = len >= LOG_HEAD && big(log) & 1;
+	size_t page, at = LOG_HEAD;
+	uint32_t sum[2] = { 0, 0 };
+
+	*ret_frames = 0;
+	if (len < LOG_HEAD || (big(log) & ~1u) != MAGIC)
+		return 0;
+	page = big(log + 8);
+	add_sum(sum, log, 24, is_big);
+	if (sum[0] != big(log + 24) || sum[1] != big(log + 28) || page < 512 || page > 65536 || page % 8)
+		return 0;
+	while (len - at >= FRAME_HEAD + page) {
+		const uint8_t *head = log + at;
+
+		add_sum(sum, head, 8, is_big);
+		add_sum(sum, head + FRAME_HEAD, page, is_big);
+		if (memcmp(head + 8, log + 16, 8) != 0 || sum[0] != big(head + 16) ||
+			sum[1] != big(head + 20))
+			break;
+		at += FRAME_HEAD + page;
+		++*ret_frames;
+	}
+	return at;
+}
+
+static int read_log(int fd, uint8_t *log, size_t len)
+{
+	for (size_t done = 0; done < len;) {
+		ssize_t n = pread(fd, log + done, len - done, (off_t)done);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			return n < 0 ? -errno : -EIO;
+		done += (size_t)n;
+	}
+	return 0;
+}
+
+static int write_log(int fd, const uint8_t *log, size_t len)
+{
+	for (size_t done = 0; done < len;) {
+		ssize_t n = pwrite(fd, log + done, len - done, (off_t)done);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			return n < 0 ? -errno : -EIO;
+		done += (size_t)n;
+	}
+	return fdatasync(fd) != 0 ? -errno : 0;
+}
+
+int wfs_wal_rewrite(int fd, int min_frames)
+{
+	WFS_AUTO_FREE uint8_t *log = NULL;
+	struct stat st;
+	int ret, frames;
+	size_t len;
+
+	if (fstat(fd, &st) != 0)
+		return -errno;
+	len = (size_t)st.st_size;
+	log = malloc(len ? len : 1);
+	ret = log ? read_log(fd, log, len) : -ENOMEM;
+	if (ret)
+		return ret;
+	len = right_bytes(log, len, &frames);
+	if (frames < min_frames)
+		return -EIO;
+	return frames ? write_log(fd, log, len) : 0;
 }

@@ -20,4 +20,12 @@
  */
 const char *wfs_wal_vfs(void);
 
+/*
+ * Write the frames of the log `fd` again, and sync them: after a sync that failed the kernel takes
+ * for written what is not. Only where every one of at least `min_frames` frames still has
+ * its checksum: else -EIO. Nobody may write the log meanwhile. A log without a
+ * whole frame is success where none is asked for.
+ */
+int wfs_wal_rewrite(int fd, int min_frames);
+
 #endif
