@@ -17,13 +17,16 @@ PROG_SRC := $(wildcard fs/*.c) $(filter-out tools/sample_%.c,$(wildcard tools/*.
 SAMPLE_SRC := $(wildcard tools/sample_*.c) tools/ui.c
 UNIT_SRC := $(wildcard tests/unit/test_*.c)
 UNIT_SUPPORT := $(wildcard tests/unit/support.c)
+FAULT_SRC := $(wildcard tests/faults/*.c)
 VERDICT_SRC := $(wildcard tests/unit/*_cli.c)
 BENCH_SRC := $(wildcard tests/bench/*.c)
-ALL_SRC := $(LIB_SRC) $(PROG_SRC) $(SAMPLE_SRC) $(UNIT_SRC) $(UNIT_SUPPORT) $(VERDICT_SRC) $(BENCH_SRC)
+ALL_SRC := $(LIB_SRC) $(PROG_SRC) $(SAMPLE_SRC) $(UNIT_SRC) $(UNIT_SUPPORT) $(FAULT_SRC) $(VERDICT_SRC) $(BENCH_SRC)
 
+comma := ,
 obj = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
 LIB := $(BUILD)/libweightfs.a
-UNIT_BIN := $(patsubst tests/unit/%.c,$(BUILD)/tests/%,$(UNIT_SRC))
+UNIT_BIN := $(patsubst tests/unit/%.c,$(BUILD)/tests/%,$(UNIT_SRC)) $(BUILD)/tests/test_faults
+FAULT_LIB := $(BUILD)/tests/faults.so
 VERDICT_BIN := $(patsubst tests/unit/%.c,$(BUILD)/tests/%,$(VERDICT_SRC))
 BENCH_BIN := $(addprefix $(BUILD)/bench-,worker probe store)
 SCHEMA_H := $(BUILD)/gen/schema_sql.h
@@ -130,7 +133,7 @@ unit: unit-programs ## only the tests of lib/, which need no mount
 	@BUILD='$(BUILD)' SANITIZE='$(SANITIZE)' sh tools/run_tests.sh --unit $(UNIT_BIN)
 
 .PHONY: unit-programs
-unit-programs: $(UNIT_BIN) $(VERDICT_BIN)
+unit-programs: $(UNIT_BIN) $(VERDICT_BIN) $(FAULT_LIB)
 
 mutations: ## small wrong changes of lib/ and fs/: does the suite notice each? Takes hours (MUTATIONS_ARGS: see tests/mutations/run.py)
 	@sh tools/setup.sh test
@@ -223,8 +226,18 @@ $(BUILD)/weightfs: $(call obj,$(PROG_SRC)) $(LIB)
 $(BUILD)/sample-model: $(call obj,$(SAMPLE_SRC)) $(LIB)
 	$(call say,LD,$@)$(LINK) -o $@ $^ $(PKG_LIBS)
 
-$(UNIT_BIN): $(BUILD)/tests/%: $(BUILD)/obj/tests/unit/%.o $(call obj,$(UNIT_SUPPORT)) $(LIB)
+$(filter-out %/test_faults,$(UNIT_BIN)): $(BUILD)/tests/%: $(BUILD)/obj/tests/unit/%.o $(call obj,$(UNIT_SUPPORT)) $(LIB)
 	$(call say,LD,$@)mkdir -p $(@D) && $(LINK) -o $@ $^ -lcmocka $(PKG_LIBS)
+
+# Allocations of lib/ are caught by the linker, system calls by standing before the C library.
+$(BUILD)/tests/test_faults: $(call obj,$(FAULT_SRC) $(UNIT_SUPPORT)) $(LIB)
+	$(call say,LD,$@)mkdir -p $(@D) && $(LINK) -o $@ $^ $(addprefix -Wl$(comma)--wrap=,malloc calloc realloc \
+		reallocarray free strdup strndup realpath asprintf vasprintf __asprintf_chk __vasprintf_chk \
+		fopen64) -lcmocka $(PKG_LIBS)
+
+$(FAULT_LIB): tests/faults/fault.c tests/faults/fault.h $(BUILD)/flags
+	$(call say,LD,$@)mkdir -p $(@D) && $(CC) $(BASE_CPPFLAGS) -std=gnu11 -O2 -g -fPIC -shared $(WARN) \
+		-DFAULT_PRELOAD -o $@ $<
 
 $(VERDICT_BIN): $(BUILD)/tests/%: $(BUILD)/obj/tests/unit/%.o $(LIB)
 	$(call say,LD,$@)mkdir -p $(@D) && $(LINK) -o $@ $^ $(PKG_LIBS)

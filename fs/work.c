@@ -146,6 +146,8 @@ static bool seal_one(struct wfs_work *w, uint64_t ino)
 	/* Busy: who writes it now asks for the seal when done. */
 	if (ret == 0 || ret == -EBUSY)
 		return true;
+	if (err.reason && strcmp(err.reason, "sync-failed") == 0)
+		return true; /* until somebody writes it anew */
 	/* A mapping that can still write it: nobody says when that ends. */
 	if (ret != -ETXTBSY)
 		wfs_log(w->log, "%s", err.text);

@@ -79,6 +79,7 @@ void wfs_datafiles_release(struct wfs_datafiles *t)
 	}
 	free(t->bad);
 	close_fd(t->data_fd);
+	free(t->unsure);
 	pthread_mutex_destroy(&t->lock);
 }
 
@@ -139,6 +140,7 @@ int wfs_datafile_create(struct wfs_datafiles *t, uint64_t id)
 	if (fd < 0)
 		return fd;
 	close(fd);
+	wfs_datafile_set_unsure(t, id, false);
 	return 0;
 }
 
@@ -168,8 +170,10 @@ int wfs_datafile_remove(struct wfs_datafiles *t, uint64_t id)
 	char path[WFS_DATAFILE_PATH_SIZE];
 
 	relative_path(id, path);
-	if (unlinkat(t->data_fd, path, 0) == 0 || errno == ENOENT)
+	if (unlinkat(t->data_fd, path, 0) == 0 || errno == ENOENT) {
+		wfs_datafile_set_unsure(t, id, false);
 		return 0;
+	}
 	return errno == EPERM ? remove_closed_off(t, path) : -errno;
 }
 
@@ -514,31 +518,95 @@ int wfs_datafile_empty(struct wfs_datafiles *t, struct wfs_datafile *df)
 		return fd;
 	ret = ftruncate(fd, 0) != 0 ? -errno : 0;
 	wfs_datafile_unuse(t, df);
+	if (ret == 0)
+		wfs_datafile_set_unsure(t, df->id, false);
 	return ret;
 }
 
-int wfs_datafile_sync(struct wfs_datafiles *t, struct wfs_datafile *df)
+/* ---- syncs that have failed ---- */
+
+/* Under the lock. */
+static size_t find_unsure(const struct wfs_datafiles *t, uint64_t id)
+{
+	size_t i = 0;
+
+	while (i < t->n_unsure && t->unsure[i] != id)
+		i++;
+	return i;
+}
+
+bool wfs_datafile_is_unsure(struct wfs_datafiles *t, uint64_t id)
+{
+	bool unsure;
+
+	pthread_mutex_lock(&t->lock);
+	unsure = t->all_unsure || find_unsure(t, id) < t->n_unsure;
+	pthread_mutex_unlock(&t->lock);
+	return unsure;
+}
+
+/* Under the lock. */
+static void add_unsure(struct wfs_datafiles *t, uint64_t id)
+{
+	if (t->n_unsure == t->unsure_room) {
+		size_t room = t->unsure_room ? 2 * t->unsure_room : 16;
+		uint64_t *grown = reallocarray(t->unsure, room, sizeof(*grown));
+
+		if (!grown) {
+			t->all_unsure = true;
+			return;
+		}
+		t->unsure = grown;
+		t->unsure_room = room;
+	}
+	t->unsure[t->n_unsure++] = id;
+}
+
+void wfs_datafile_set_unsure(struct wfs_datafiles *t, uint64_t id, bool unsure)
+{
+	size_t i;
+
+	pthread_mutex_lock(&t->lock);
+	i = find_unsure(t, id);
+	if (unsure && i == t->n_unsure)
+		add_unsure(t, id);
+	else if (!unsure && i < t->n_unsure)
+		t->unsure[i] = t->unsure[--t->n_unsure];
+	pthread_mutex_unlock(&t->lock);
+}
+
+static int sync_new_entry(struct wfs_datafiles *t, struct wfs_datafile *df)
 {
 	bool dir_synced;
-	int ret = 0;
-	int fd = wfs_datafile_use(t, df);
-
-	if (fd < 0)
-		return fd;
-	if (fdatasync(fd) != 0)
-		ret = -errno;
-	wfs_datafile_unuse(t, df);
+	int ret;
 
 	pthread_mutex_lock(&t->lock);
 	dir_synced = df->dir_synced;
 	pthread_mutex_unlock(&t->lock);
-	if (ret || dir_synced)
-		return ret;
+	if (dir_synced)
+		return 0;
 	ret = sync_dir_of(t, df->id);
 	pthread_mutex_lock(&t->lock);
 	df->dir_synced = df->dir_synced || ret == 0;
 	pthread_mutex_unlock(&t->lock);
 	return ret;
+}
+
+int wfs_datafile_sync(struct wfs_datafiles *t, struct wfs_datafile *df)
+{
+	int ret = 0;
+	int fd = wfs_datafile_use(t, df);
+
+	if (fd < 0)
+		return fd;
+	if (wfs_datafile_is_unsure(t, df->id)) {
+		ret = -EIO;
+	} else if (fdatasync(fd) != 0) {
+		ret = -errno;
+		wfs_datafile_set_unsure(t, df->id, true);
+	}
+	wfs_datafile_unuse(t, df);
+	return ret ? ret : sync_new_entry(t, df);
 }
 
 int wfs_pread_all(int fd, void *buf, size_t len, uint64_t offset)

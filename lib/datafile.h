@@ -55,6 +55,9 @@ struct wfs_datafiles {
 	struct wfs_datafile *buckets[WFS_DATAFILE_BUCKETS];
 	struct wfs_datafile *newest, *oldest; /* idle open ones */
 	unsigned n_open, max_open;
+	uint64_t *unsure; /* ids of files that a sync has failed for; in no order */
+	size_t n_unsure, unsure_room;
+	bool all_unsure; /* there was no memory to list one */
 	unsigned dirs_made, dirs_synced; /* of the directories xx: those made here, and those known to be durable */
 	struct wfs_bad_range *bad; /* n_bad of them, in all data files */
 	size_t n_bad;
@@ -146,8 +149,16 @@ int wfs_datafile_open(struct wfs_datafiles *t, uint64_t id);
 /* Give all its bytes back; it stays, with length 0. */
 int wfs_datafile_empty(struct wfs_datafiles *t, struct wfs_datafile *df);
 
-/* fdatasync, and of the directory if the file is new. */
+/*
+ * fdatasync, and of the directory if the file is new. Once that has failed, nobody can say any more
+ * what of the file is on the disk, and the kernel may take for written what is not: every
+ * further call fails with -EIO (docs/decisions/0020), until the file is made anew or emptied.
+ */
 int wfs_datafile_sync(struct wfs_datafiles *t, struct wfs_datafile *df);
+
+/* Has a sync of it failed? And: it has, before this process; or what may be missing is cut off. */
+bool wfs_datafile_is_unsure(struct wfs_datafiles *t, uint64_t id);
+void wfs_datafile_set_unsure(struct wfs_datafiles *t, uint64_t id, bool unsure);
 
 int wfs_datafile_stat(struct wfs_datafiles *t, uint64_t id, struct stat *ret);
 /* Set times as utimensat(2) does. */

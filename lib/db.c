@@ -45,6 +45,7 @@ int wfs_db_error(struct wfs_db *db, int code, const char *what)
 	int ret = errno_of(code);
 	char line[400];
 
+	db->has_failed = true;
 	if (db->log) {
 		snprintf(line, sizeof(line), "database: %s: %s (%d)%s", what,
 			db->handle ? sqlite3_errmsg(db->handle) : sqlite3_errstr(code),
@@ -227,6 +228,14 @@ static void drop_view(struct wfs_db *db)
 	db->holds_view = false;
 }
 
+/* After an error SQLite answers each query with that error, until nobody has a view any more. */
+static void drop_failed_view(struct wfs_db *db)
+{
+	if (db->has_failed)
+		drop_view(db);
+	db->has_failed = false;
+}
+
 /* A statement without parameters and rows. An SQLite result code. */
 static int step_once(struct wfs_db *db, enum wfs_query q)
 {
@@ -250,13 +259,21 @@ bool wfs_db_is_wanted(struct wfs_db *db)
 	return atomic_load(&db->waiting) > 0;
 }
 
+/* A transaction that could not be undone for want of memory is undone before the next one. */
+static int undo_left(struct wfs_db *db)
+{
+	return sqlite3_get_autocommit(db->handle) ? SQLITE_OK : step_once(db, WFS_Q_ROLLBACK);
+}
+
 static int begin(struct wfs_db *db, enum wfs_query q)
 {
 	int code;
 
 	take_lock(db);
 	hold_view(db);
-	code = step_once(db, q);
+	code = undo_left(db);
+	if (code == SQLITE_OK)
+		code = step_once(db, q);
 	/* Another process has written, which none should: the view is of before. */
 	if ((code & 0xff) == SQLITE_BUSY && db->holds_view) {
 		drop_view(db);
@@ -267,6 +284,7 @@ static int begin(struct wfs_db *db, enum wfs_query q)
 		return 0;
 	}
 	code = wfs_db_error(db, code, wfs_query_sql(q));
+	drop_failed_view(db);
 	pthread_mutex_unlock(&db->lock);
 	return code;
 }
@@ -299,9 +317,17 @@ int wfs_db_begin_read(struct wfs_db *db)
 {
 	/* The only writer is this process, and it holds the lock. */
 	if (!db->read_only) {
+		int code;
+
 		take_lock(db);
 		hold_view(db);
-		return 0;
+		code = undo_left(db);
+		if (code == SQLITE_OK)
+			return 0;
+		code = wfs_db_error(db, code, wfs_query_sql(WFS_Q_ROLLBACK));
+		drop_failed_view(db);
+		pthread_mutex_unlock(&db->lock);
+		return code;
 	}
 	return begin(db, WFS_Q_BEGIN_READ);
 }
@@ -324,6 +350,7 @@ int wfs_db_end(struct wfs_db *db, int ret)
 		step_once(db, WFS_Q_ROLLBACK);
 	db->in_transaction = false;
 	db->is_broken = false;
+	drop_failed_view(db);
 	pthread_mutex_unlock(&db->lock);
 	return ret;
 }
@@ -684,6 +711,19 @@ static int set_pragmas(struct wfs_db *db)
 		NULL, NULL, NULL);
 }
 
+/* What ends a transaction is not to fail for want of memory. */
+static int prepare_ends(struct wfs_db *db)
+{
+	static const enum wfs_query ends[] = { WFS_Q_COMMIT, WFS_Q_ROLLBACK, WFS_Q_PART_END,
+		WFS_Q_PART_UNDO };
+	sqlite3_stmt *stmt;
+	int ret = 0;
+
+	for (size_t i = 0; i < WFS_ARRAY_SIZE(ends) && ret == 0; i++)
+		ret = get_stmt(db, ends[i], &stmt);
+	return ret;
+}
+
 /* The log exists only after the first write; our descriptor of it is for fdatasync. */
 static int open_wal(struct wfs_db *db, struct wfs_err *err)
 {
@@ -751,7 +791,8 @@ static int open_all(struct wfs_db *db, bool create, struct wfs_err *err)
 	code = set_pragmas(db);
 	if (code != SQLITE_OK)
 		return open_failed(db, code, err);
-	return db->read_only ? 0 : open_wal(db, err);
+	ret = prepare_ends(db);
+	return ret || db->read_only ? ret : open_wal(db, err);
 }
 
 int wfs_db_open(struct wfs_db *db, const char *dir, bool read_only, bool create,
@@ -765,7 +806,7 @@ int wfs_db_open(struct wfs_db *db, const char *dir, bool read_only, bool create,
 	log_is_moved(db);
 	db->synced = 0;
 	db->in_transaction = false;
-	db->holds_view = db->is_broken = false;
+	db->holds_view = db->is_broken = db->has_failed = false;
 	atomic_init(&db->is_lost, false);
 	atomic_init(&db->log_failed, false);
 	atomic_init(&db->waiting, 0);

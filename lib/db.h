@@ -42,6 +42,7 @@ struct wfs_db {
 	int bound_pages;  /* of the log: the next transaction moves it first; see WFS_DB_LOG_BOUND */
 	bool in_transaction;
 	bool is_broken;   /* the transaction cannot be committed */
+	bool has_failed;  /* SQLite had an error since the lock was taken */
 	bool holds_view;  /* WFS_Q_VIEW is at its first row */
 	/* constant after open */
 	bool read_only;

@@ -363,9 +363,19 @@ static ssize_t do_truncate(int fd, const void *arg)
 
 int wfs_file_truncate(struct wfs_file *f, uint64_t size)
 {
+	struct wfs_content *c;
+	int ret;
+
 	if (size > INT64_MAX)
 		return -EFBIG;
-	return (int)with_staging(f, &(struct change){ size, 0, 0 }, do_truncate, &size);
+	ret = (int)with_staging(f, &(struct change){ size, 0, 0 }, do_truncate, &size);
+	if (ret || size > 0)
+		return ret;
+	c = wfs_file_content(f);
+	if (c->staging)
+		wfs_store_staging_is_empty(f->store, c->staging);
+	wfs_content_unref(c);
+	return 0;
 }
 
 struct fallocate_args {
@@ -399,7 +409,7 @@ int wfs_file_sync(struct wfs_file *f)
 
 	/* A sealed file's bytes were made durable before it was sealed. */
 	if (c->staging)
-		ret = wfs_datafile_sync(c->table, c->staging);
+		ret = wfs_store_sync_staging(f->store, c->staging);
 	wfs_content_unref(c);
 	return ret ? ret : wfs_store_sync(f->store);
 }

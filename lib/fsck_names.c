@@ -55,7 +55,8 @@ static const struct wfs_fsck_check inode_checks[] = {
 		"inode %1", "@1 has verdict %2; 0 to 5 have a meaning" },
 	{ "verdict", WFS_FSCK_ALWAYS,
 		"SELECT ino, verdict, reason FROM inode WHERE verdict IN (3, 4, 5)"
-		" AND reason IS NULL OR verdict IN (0, 2) AND reason IS NOT NULL",
+		" AND reason IS NULL OR verdict IN (0, 2) AND reason IS NOT NULL"
+		" AND NOT (reason = 'sync-failed' AND data_file IS NOT NULL)",
 		"inode %1", "@1 has verdict %2, but reason %3" },
 	{ "orphan", WFS_FSCK_SETTLED,
 		"SELECT i.ino FROM inode i WHERE i.nlink = 0"

@@ -1,5 +1,6 @@
 /* lib/model_priv.h: files of a model directory are sealed because somebody looks. */
 #include <errno.h>
+#include <string.h>
 #include <time.h>
 
 #include "lib/file_priv.h"
@@ -46,17 +47,20 @@ static void sleep_ms(long ms)
 
 int wfs_model_seal(struct wfs_store *s, uint64_t ino, int64_t until)
 {
+	struct wfs_err err = WFS_ERR_INIT;
 	int ret;
 
-	while ((ret = wfs_seal(s, ino, NULL)) == -EBUSY || ret == -ETXTBSY) {
+	while ((ret = wfs_seal(s, ino, &err)) == -EBUSY || ret == -ETXTBSY) {
 		bool is_over = now_ms() >= until;
 		bool known, written = is_written(s, ino, is_over, &known);
 
 		if (written && (known || is_over))
 			return 1;
+		wfs_err_clear(&err);
 		sleep_ms(1);
 	}
-	return ret;
+	/* It waits until somebody puts the tensor again; the others do not wait for it. */
+	return err.reason && strcmp(err.reason, WFS_REASON_SYNC_FAILED) == 0 ? 1 : ret;
 }
 
 int64_t wfs_model_seal_until(void)

@@ -58,9 +58,22 @@
 		      "mtime_ns = ?, ctime_ns = ? WHERE ino = ?")                                  \
 	Q(INODE_ORPHANS, "SELECT ino FROM inode WHERE nlink = 0 LIMIT ?")                          \
 	Q(INODE_DIRTY, "SELECT ino FROM inode WHERE data_file IS NOT NULL ORDER BY ino")           \
-	Q(INODE_SET_VERDICT, "UPDATE inode SET verdict = ?, reason = ?, detail = ? WHERE ino = ?") \
+	/* that a sync has failed is not forgotten by the gate */                                  \
+	Q(INODE_SET_VERDICT, "UPDATE inode SET verdict = ?1, "                                     \
+			     "reason = CASE reason WHEN 'sync-failed' THEN reason ELSE ?2 END, "   \
+			     "detail = CASE reason WHEN 'sync-failed' THEN detail ELSE ?3 END "    \
+			     "WHERE ino = ?4")                                                     \
+	Q(INODE_SYNC_FAILED, "UPDATE inode SET reason = 'sync-failed', detail = ? "                \
+			     "WHERE data_file = ?")                                                \
+	Q(INODE_SYNC_HEALED, "UPDATE inode SET reason = NULL, detail = NULL, verdict = 0 "         \
+			     "WHERE data_file = ? AND reason = 'sync-failed'")                     \
+	Q(INODE_OF_STAGING, "SELECT ino FROM inode WHERE data_file = ?")                           \
+	Q(DATA_SYNC_FAILED, "SELECT data_file FROM inode WHERE reason = 'sync-failed' "            \
+			    "AND data_file IS NOT NULL")                                           \
 	Q(INODE_VERDICT, "SELECT verdict, reason, detail FROM inode WHERE ino = ?")                \
-	Q(INODE_CLEAR_VERDICT, "UPDATE inode SET verdict = 0, reason = NULL, detail = NULL "       \
+	Q(INODE_CLEAR_VERDICT, "UPDATE inode SET verdict = 0, "                                    \
+			       "reason = CASE reason WHEN 'sync-failed' THEN reason END, "         \
+			       "detail = CASE reason WHEN 'sync-failed' THEN detail END "          \
 			       "WHERE ino = ? AND verdict <> 0")                                   \
 	/* xattrs */                                                                               \
 	Q(XATTR_GET, "SELECT value FROM xattr WHERE ino = ? AND name = ?")                         \

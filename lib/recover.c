@@ -125,7 +125,7 @@ static int judge_dirty(struct wfs_store *s, size_t *ret_n)
 	return ret;
 }
 
-static int doom_filling(struct wfs_store *s)
+int wfs_recover_filling(struct wfs_store *s)
 {
 	int ret = wfs_db_begin(&s->db);
 
@@ -248,7 +248,7 @@ int wfs_recover(struct wfs_store *s, struct wfs_err *err)
 		return ret;
 	ret = drop_orphans(s, &orphans);
 	if (!ret)
-		ret = doom_filling(s);
+		ret = wfs_recover_filling(s);
 	if (!ret)
 		ret = wfs_recover_uncommitted(s);
 	if (!ret)

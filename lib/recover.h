@@ -39,6 +39,9 @@ int wfs_recover_orphans(struct wfs_store *s);
 /* Remove data files that were made in a transaction that was not committed (a crash, a full disk). */
 int wfs_recover_uncommitted(struct wfs_store *s);
 
+/* Doom data files that nobody fills any more. */
+int wfs_recover_filling(struct wfs_store *s);
+
 /* Make the bytes of every dirty file durable. */
 int wfs_recover_flush_dirty(struct wfs_store *s);
 

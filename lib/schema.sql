@@ -112,7 +112,8 @@ CREATE TABLE inode (
 	data_file INTEGER REFERENCES data_file (id),
 	-- The gate's last verdict. 0 none taken, 1 valid, 2 opaque, 3 incomplete, 4 wrong, 5 damaged
 	verdict   INTEGER NOT NULL DEFAULT 0,
-	reason    TEXT,                 -- stable name of the reason where verdict is 3, 4 or 5; of 1: 'warning' or NULL
+	reason    TEXT,                 -- stable name of the reason where verdict is 3, 4 or 5; of 1: 'warning' or NULL.
+	                                -- Of a dirty file, whatever its verdict, 'sync-failed': the disk failed to write it
 	detail    TEXT,                 -- the reason as a sentence
 	CHECK (manifest IS NULL OR data_file IS NULL)
 );

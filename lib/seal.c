@@ -269,7 +269,7 @@ static int seal_plan(struct wfs_file *f, struct wfs_plan *p)
 			return ret;
 		/* Sealed means that the bytes are on the disk. */
 		if (fate != WFS_FATE_DB)
-			ret = wfs_datafile_sync(&f->store->datafiles, p->content->staging);
+			ret = wfs_store_sync_staging(f->store, p->content->staging);
 		if (ret == 0)
 			ret = commit(f, p->content, p, fate, ids);
 		if (ret == 0)
@@ -304,6 +304,9 @@ int wfs_seal_check(struct wfs_file *f, struct wfs_content *staging, uint64_t *re
 		ret = wfs_datafile_freeze(&f->store->datafiles, staging->staging);
 	if (ret)
 		return ret == -EBUSY ? -ETXTBSY : ret;
+	/* Its bytes may be others than those that were written. */
+	if (wfs_datafile_is_unsure(&f->store->datafiles, staging->staging->id))
+		return -EIO;
 	return wfs_reserve_is_safe(f->store) ? 0 : -ENOSPC;
 }
 
@@ -363,6 +366,16 @@ static int seal_file(struct wfs_file *f)
 	return ret == -ENOENT ? 0 : ret; /* unlinked and dropped meanwhile */
 }
 
+/* Has a sync of it failed? It is reported already, and stays as it is. */
+static bool is_unsure(struct wfs_file *f)
+{
+	struct wfs_content *c = wfs_file_content(f);
+	bool unsure = c->staging && wfs_datafile_is_unsure(c->table, c->staging->id);
+
+	wfs_content_unref(c);
+	return unsure;
+}
+
 int wfs_seal(struct wfs_store *s, uint64_t ino, struct wfs_err *err)
 {
 	struct wfs_file *f;
@@ -374,6 +387,9 @@ int wfs_seal(struct wfs_store *s, uint64_t ino, struct wfs_err *err)
 		return wfs_err_errno(err, ret, "inode %llu cannot be sealed",
 			(unsigned long long)ino);
 	ret = seal_file(f);
+	if (ret && is_unsure(f))
+		ret = wfs_err_set(err, -EIO, WFS_REASON_SYNC_FAILED, WFS_NO_OFFSET,
+			"inode %llu is not sealed: the disk failed to write it", (unsigned long long)ino);
 	wfs_file_unref(f);
 	if (ret && ret != -EBUSY)
 		wfs_err_errno(err, ret, "inode %llu cannot be sealed and stays dirty",

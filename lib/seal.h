@@ -30,7 +30,8 @@
  * Seal inode `ino`. 0: sealed now, or it was already, or it is gone.
  * -EBUSY: somebody writes or seals it: try again when they are done.
  * -EFBIG: too sparse to be hashed; it stays dirty. Other: -errno with *err;
- * the file is dirty and whole as before.
+ * the file is dirty and whole as before. With reason sync-failed it stays so:
+ * it was reported when that happened (docs/decisions/0020).
  */
 int wfs_seal(struct wfs_store *s, uint64_t ino, struct wfs_err *err);
 

@@ -143,6 +143,58 @@ int wfs_store_flush_later(struct wfs_store *s, uint64_t data_file)
 	return ret;
 }
 
+#define SYNC_FAILED_TEXT "the disk failed to write it: it may be lost when it is read again; write the file anew"
+
+static void report_failed_sync(struct wfs_store *s, uint64_t data_file)
+{
+	WFS_AUTO_FREE char *path = NULL;
+	uint64_t ino = 0;
+	int ret = wfs_db_begin(&s->db);
+
+	if (ret == 0) {
+		ret = wfs_db_run(&s->db, WFS_Q_INODE_SYNC_FAILED, "ti", SYNC_FAILED_TEXT, data_file);
+		if (ret == 0)
+			ret = wfs_db_number(&s->db, WFS_Q_INODE_OF_STAGING, &ino, "i", data_file);
+		ret = wfs_db_end(&s->db, ret);
+	}
+	if (ret >= 0 && ino)
+		wfs_name_path(s, ino, &path);
+	wfs_store_log(s, "%s (data file %llu): " WFS_REASON_SYNC_FAILED ": " SYNC_FAILED_TEXT,
+		path ? path : "a file", (unsigned long long)data_file);
+}
+
+int wfs_store_sync_staging(struct wfs_store *s, struct wfs_datafile *df)
+{
+	bool was_unsure = wfs_datafile_is_unsure(&s->datafiles, df->id);
+	int ret = wfs_datafile_sync(&s->datafiles, df);
+
+	if (ret && !was_unsure && wfs_datafile_is_unsure(&s->datafiles, df->id))
+		report_failed_sync(s, df->id);
+	return ret;
+}
+
+void wfs_store_staging_is_empty(struct wfs_store *s, struct wfs_datafile *df)
+{
+	if (!wfs_datafile_is_unsure(&s->datafiles, df->id) || wfs_db_begin(&s->db) != 0)
+		return;
+	if (wfs_db_end(&s->db, wfs_db_run(&s->db, WFS_Q_INODE_SYNC_HEALED, "i", df->id)) == 0)
+		wfs_datafile_set_unsure(&s->datafiles, df->id, false);
+}
+
+/* Which syncs have failed before this process. */
+static int load_unsure(struct wfs_store *s)
+{
+	sqlite3_stmt *row;
+	int more = wfs_db_begin_read(&s->db);
+
+	if (more)
+		return more;
+	for (more = wfs_db_first(&s->db, WFS_Q_DATA_SYNC_FAILED, &row, ""); more > 0;
+		more = wfs_db_next(&s->db, row))
+		wfs_datafile_set_unsure(&s->datafiles, (uint64_t)sqlite3_column_int64(row, 0), true);
+	return wfs_db_end(&s->db, more);
+}
+
 static int flush_one(struct wfs_store *s, uint64_t data_file)
 {
 	struct wfs_datafile *df = wfs_datafile_get(&s->datafiles, data_file);
@@ -150,7 +202,10 @@ static int flush_one(struct wfs_store *s, uint64_t data_file)
 
 	if (!df)
 		return -ENOMEM;
-	ret = wfs_datafile_sync(&s->datafiles, df);
+	ret = wfs_store_sync_staging(s, df);
+	/* It is reported by name; what others wait for does not hang on it. */
+	if (ret && wfs_datafile_is_unsure(&s->datafiles, data_file))
+		ret = 0;
 	wfs_datafile_unref(&s->datafiles, df);
 	/* Gone: the inode was removed, or sealed into the database. */
 	return ret == -ENOENT ? 0 : ret;
@@ -629,6 +684,8 @@ int wfs_store_open(const char *path, const struct wfs_store_options *options,
 	if (!e)
 		e = wfs_damage_load(s);
 	if (!e && !s->db.read_only)
+		e = load_unsure(s);
+	if (!e && !s->db.read_only)
 		e = wfs_recover(s, err);
 	if (!e)
 		e = wfs_model_count_pending(s);
@@ -657,6 +714,10 @@ static int finish(struct wfs_store *s)
 	int ret = wfs_recover_orphans(s);
 	int e;
 
+	/* Of what could not even be abandoned. */
+	e = wfs_recover_filling(s);
+	if (!ret)
+		ret = e;
 	wfs_spare_stop(s);
 	e = wfs_collect(s);
 	if (!ret)

@@ -24,6 +24,9 @@
 /* Key in table meta: 1 if the disk that the store lies on did not punch a hole when it was last asked. */
 #define WFS_META_CANNOT_PUNCH "cannot_punch"
 
+/* inode.reason: a sync of the dirty file has failed, so that it may not be on the disk. Also in lib/query.h. */
+#define WFS_REASON_SYNC_FAILED "sync-failed"
+
 struct wfs_file;
 
 struct wfs_store {
@@ -89,6 +92,14 @@ void wfs_store_log(struct wfs_store *s, const char *fmt, ...) WFS_PRINTF(2, 3);
 
 /* Does the disk below let data files share blocks? Tried out at the first call. */
 bool wfs_store_shares_blocks(struct wfs_store *s);
+
+/*
+ * wfs_datafile_sync of a staging file. If it fails, the file that it belongs to is reported from then
+ * on (reason WFS_REASON_SYNC_FAILED), and so is every further call for it.
+ */
+int wfs_store_sync_staging(struct wfs_store *s, struct wfs_datafile *df);
+/* All bytes of a dirty file were cut off: what was not written is none of it any more. */
+void wfs_store_staging_is_empty(struct wfs_store *s, struct wfs_datafile *df);
 
 /* Have the next sync flush this data file first. */
 int wfs_store_flush_later(struct wfs_store *s, uint64_t data_file);

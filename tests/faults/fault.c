@@ -23,6 +23,11 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
+#ifndef FAULT_PRELOAD
+#include <jansson.h>
+#include <sqlite3.h>
+#endif
+
 #pragma GCC diagnostic ignored "-Wmissing-prototypes"
 #pragma GCC diagnostic ignored "-Wmissing-declarations"
 #pragma GCC diagnostic ignored "-Wnonnull-compare"
@@ -476,9 +481,6 @@ __attribute__((constructor)) static void take_plan(void)
 }
 
 #else
-
-#include <jansson.h>
-#include <sqlite3.h>
 
 static atomic_long live;
 

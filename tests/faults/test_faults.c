@@ -3,7 +3,7 @@
  * of a kind failing, once or from then on, in a process of its own that ends in order or
  * not. Another process then finds the store as it must be (tests/faults/world.h).
  *
- *   WEIGHTFS_FAULTS       how many faults are tried, drawn at random (default 400), or "all"
+ *   WEIGHTFS_FAULTS       how many faults are tried, drawn at random (default 300), or "all"
  *   WEIGHTFS_FAULT_SEED   of the draw (default: 1)
  *   WEIGHTFS_FAULT_ONLY   "SCENARIO/KIND", or a part of it: only these, and every n of them
  *   WEIGHTFS_FAULT_N      with it: only this n
@@ -30,9 +30,9 @@
 #include "tests/faults/world.h"
 #include "tests/unit/support.h"
 
-#define DEFAULT_FAULTS 400
-#define HANG_SECONDS 8
-#define MOST_SHOWN 400
+#define DEFAULT_FAULTS 300
+#define HANG_SECONDS 60
+#define MOST_SHOWN 40
 
 /* ---- scenarios ---- */
 
@@ -409,6 +409,7 @@ static void run(struct sweep *sw, const struct trial *t)
 	if (!t->scenario->opens)
 		world_open(&w);
 	w.m->error = t->way->error;
+	w.m->syncs = t->way->kinds == FAULT_SYNC;
 	w.m->reads = t->way->kinds == FAULT_READ;
 	fault_arm(&plan);
 	t->scenario->run(&w);
@@ -436,6 +437,7 @@ static void run(struct sweep *sw, const struct trial *t)
 	world_check(&w);
 	world_finish(&w);
 	w.m->hits = 0;
+	fault_arm(&(struct fault_plan){ .kinds = 0 });
 	world_put(&w, "after", SHARD_2);
 	world_seal(&w, "after");
 	world_check(&w);

@@ -47,6 +47,7 @@ struct model {
 	/* of the run */
 	uint64_t hits;
 	int32_t error;     /* that faults have */
+	bool syncs;        /* it is syncs that fail */
 	bool reads;        /* it is reads that fail */
 	bool loses;        /* what was not synced may be gone, if that is reported */
 	bool failed;       /* something is not as it must be: `message` */
