@@ -253,6 +253,10 @@ static int open_store(struct wfs_driver *d, struct wfs_err *err)
 	struct wfs_err first = WFS_ERR_INIT;
 	int ret = wfs_store_open(d->options->store, &options, &d->store, &first);
 
+	/* A backup that is written is a store of its own from here on: the next backup must not undo that. */
+	if (!ret && !d->options->read_only && (ret = wfs_store_drop_note(d->store, WFS_NOTE_BACKUP)) != 0)
+		wfs_store_close(d->store);
+
 	/* To read is all that is asked for: then a store that cannot be written will do. */
 	if (d->options->read_only && (ret == -EROFS || ret == -EACCES || ret == -EPERM)) {
 		options.mode = WFS_STORE_HOLD;

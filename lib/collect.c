@@ -7,6 +7,7 @@
 
 #include "lib/damage.h"
 #include "lib/datafile_state.h"
+#include "lib/hold.h"
 #include "lib/manifest.h"
 #include "lib/reserve.h"
 #include "lib/store_priv.h"
@@ -252,7 +253,7 @@ static bool is_nobodys(struct wfs_store *s, struct wfs_datafile *df)
 }
 
 /* A file that somebody has open waits for the next time. */
-static int collect_file(struct wfs_store *s, struct work *work)
+static int collect_unheld(struct wfs_store *s, struct work *work)
 {
 	struct wfs_datafile *df = wfs_datafile_get(&s->datafiles, work->id);
 	int ret = 0;
@@ -274,6 +275,18 @@ static int collect_file(struct wfs_store *s, struct work *work)
 	}
 	wfs_datafile_unref(&s->datafiles, df);
 	return ret == -EOPNOTSUPP || ret == -EBUSY ? 0 : ret;
+}
+
+/* So does everything while a backup copies (lib/backup.h). */
+static int collect_file(struct wfs_store *s, struct work *work)
+{
+	int ret;
+
+	if (!wfs_hold_enter(s->lock_fd))
+		return 0;
+	ret = collect_unheld(s, work);
+	wfs_hold_leave(s->lock_fd);
+	return ret;
 }
 
 static int forget_one(struct wfs_store *s, const struct work *work)

@@ -91,10 +91,18 @@ int wfs_store_read_note(struct wfs_store *s, const char *key, char **ret)
 		const unsigned char *text = sqlite3_column_text(row, 0);
 
 		*ret = text ? strdup((const char *)text) : NULL;
-		found = *ret ? 0 : -ENOMEM;
+		found = text && !*ret ? -ENOMEM : 0;
 		wfs_db_done(row);
 	}
 	return wfs_db_end(&s->db, found);
+}
+
+int wfs_store_drop_note(struct wfs_store *s, const char *key)
+{
+	WFS_AUTO_FREE char *note = NULL;
+	int ret = wfs_store_read_note(s, key, &note);
+
+	return ret || !note ? ret : wfs_store_note(s, key, NULL);
 }
 
 bool wfs_store_is_read_only(const struct wfs_store *store)
@@ -568,6 +576,9 @@ static int open_database(struct wfs_store *s, struct wfs_err *err)
 
 	if (ret)
 		return wfs_err_errno(err, ret, "%s/weightfs.db", s->path);
+	if (!exists && faccessat(s->dir_fd, "weightfs.db.next", F_OK, AT_SYMLINK_NOFOLLOW) == 0)
+		return wfs_err_set(err, -ENOTEMPTY, "backup-unfinished", WFS_NO_OFFSET,
+			"%s is a backup that was interrupted in its last step", s->path);
 	if (!exists && !(writes && s->options.create)) {
 		ret = check_empty(s->dir_fd, s->path, err);
 		return ret ? ret : wfs_err_set(err, -ENOTEMPTY, "not-a-store", WFS_NO_OFFSET,

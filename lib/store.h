@@ -118,9 +118,12 @@ void wfs_store_use_directly(struct wfs_store *store);
  * takes none. 0 or -errno.
  */
 #define WFS_NOTE_PASSTHROUGH "passthrough" /* of the last mount: "on", or why not */
+#define WFS_NOTE_BACKUP "backup_ns" /* of a backup that nobody has mounted to write: when it was made */
 
 int wfs_store_note(struct wfs_store *store, const char *key, const char *text);
 int wfs_store_read_note(struct wfs_store *store, const char *key, char **ret);
+/* Take it away. A store that does not have it is not written. */
+int wfs_store_drop_note(struct wfs_store *store, const char *key);
 
 /* Was it opened to look only? */
 bool wfs_store_is_read_only(const struct wfs_store *store);

@@ -24,6 +24,7 @@ extern const struct command command_ls;
 extern const struct command command_fsck;
 extern const struct command command_verify;
 extern const struct command command_repack;
+extern const struct command command_backup;
 extern const struct command command_tensors;
 extern const struct command command_cat;
 extern const struct command command_put;

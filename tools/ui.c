@@ -105,6 +105,9 @@ static const char *hint_for(const char *reason)
 				 "mount an empty or missing directory" },
 		{ "store-locked", "unmount it first: weightfs umount DIR" },
 		{ "store-version", "use the version of weightfs that wrote it, or a newer one" },
+		{ "backup-unfinished", "weightfs backup --finish DIR completes it" },
+		{ "not-a-backup", "name a new or an empty directory, or remove this one" },
+		{ "other-store", "name another directory" },
 		{ "store-damaged", "weightfs fsck STORE says what is wrong" },
 	};
 

@@ -20,6 +20,7 @@ static const struct command *const commands[] = {
 	&command_fsck,
 	&command_verify,
 	&command_repack,
+	&command_backup,
 	&command_tensors,
 	&command_cat,
 	&command_put,
