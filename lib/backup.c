@@ -206,6 +206,7 @@ int wfs_backup_snapshot(struct wfs_backup *b, const char *path)
 	b->changed = false;
 	b->summary->rounds++;
 	keep_collector_away(b);
+	clock_gettime(CLOCK_REALTIME_COARSE, &b->since); /* the kernel's clock for ctime */
 	ret = remove_old(b, path);
 	if (ret == 0)
 		ret = wfs_backup_open_snap(b, path);
@@ -300,15 +301,30 @@ static int is_pack_there(struct wfs_backup *b, uint64_t id)
 		"SELECT 1 FROM manifest WHERE whole = ?1 AND id = ?2 AND refs > 0 AND ?3 = 0");
 }
 
-int wfs_backup_check(struct wfs_backup *b, const struct wfs_backup_file *f)
+/*
+ * While the collector is kept away, what was removed or sealed meanwhile still has its bytes. Only what is
+ * taken back as staging changes, and that sets its times first (lib/unseal.c).
+ */
+static bool is_untouched(struct wfs_backup *b, const struct wfs_backup_file *f, int fd)
+{
+	struct stat st;
+
+	if (b->hold_fd < 0)
+		return false;
+	if (f->ino)
+		return true; /* as it is written, so it is copied */
+	return fstat(fd, &st) == 0 && (st.st_ctim.tv_sec < b->since.tv_sec ||
+		(st.st_ctim.tv_sec == b->since.tv_sec && st.st_ctim.tv_nsec < b->since.tv_nsec));
+}
+
+int wfs_backup_check(struct wfs_backup *b, const struct wfs_backup_file *f, int fd)
 {
 	sqlite3 *live = b->live->db.handle;
 	int code, ret = 1;
 
 	if (b->hold_fd >= 0 && is_short_of_space(b))
 		let_collector_work(b);
-	/* Its bytes stay where they are, sealed or removed, until the collector comes. */
-	if (f->ino && b->hold_fd >= 0)
+	if (is_untouched(b, f, fd))
 		return 1;
 	code = sqlite3_exec(live, "BEGIN", NULL, NULL, NULL);
 	if (code != SQLITE_OK)

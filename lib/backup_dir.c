@@ -151,7 +151,7 @@ static int copy_open_file(struct dir *d, const struct wfs_backup_file *f, int fr
 		ret = finish_copy(to, st);
 	if (ret)
 		return io_error(d, ret, part);
-	is_there = wfs_backup_check(&d->b, f);
+	is_there = wfs_backup_check(&d->b, f, from);
 	if (is_there <= 0) {
 		unlinkat(d->t.dir_fd, part, 0);
 		return is_there;

@@ -7,6 +7,7 @@
 
 #include <sqlite3.h>
 #include <sys/stat.h>
+#include <time.h>
 
 #include "lib/backup.h"
 #include "lib/store_priv.h"
@@ -25,6 +26,7 @@ struct wfs_backup {
 	struct wfs_err *err;
 	struct wfs_store *live; /* opened to be read */
 	int hold_fd;            /* -1: the collector is not kept away */
+	struct timespec since;  /* what was changed before has an earlier ctime: before the snapshot, and under the hold */
 	sqlite3 *snap;          /* the snapshot of this round; other databases may be attached */
 	struct wfs_backup_file *files;
 	size_t n_files;
@@ -50,10 +52,10 @@ int wfs_backup_is_in(struct wfs_backup *b, const char *schema, uint64_t id);
 int wfs_backup_open_file(struct wfs_backup *b, const struct wfs_backup_file *f, struct stat *ret_st);
 
 /*
- * After it was copied: was what `f` is for in it until now? 1, or 0 with b->changed set. Lets the collector work
- * again if the disk has got full.
+ * After it was copied from `fd`: was what `f` is for in it until now? 1, or 0 with b->changed set. Lets the
+ * collector work again if the disk has got full.
  */
-int wfs_backup_check(struct wfs_backup *b, const struct wfs_backup_file *f);
+int wfs_backup_check(struct wfs_backup *b, const struct wfs_backup_file *f, int fd);
 
 /* Did the file's bytes stay the same since it was opened? */
 bool wfs_backup_is_steady(int fd, const struct stat *before);

@@ -164,7 +164,7 @@ static int put_data_file(struct archive *a, const struct wfs_backup_file *f)
 	if (ret)
 		return ret;
 	a->b.summary->files_copied++;
-	ret = wfs_backup_check(&a->b, f);
+	ret = wfs_backup_check(&a->b, f, fd);
 	return ret > 0 && !f->ino ? add_id(&a->good, f->id) : WFS_MIN(ret, 0);
 }
 
