@@ -20,6 +20,7 @@
 #include "fs/scratch.h"
 #include "fs/session.h"
 #include "fs/view.h"
+#include "fs/watchdog.h"
 #include "fs/work.h"
 #include "lib/file.h"
 #include "lib/name.h"
@@ -42,6 +43,7 @@ struct wfs_driver {
 	struct wfs_notify notify;
 	struct wfs_work work;
 	struct wfs_passthrough passthrough;
+	struct wfs_watchdog watchdog;
 	struct wfs_err failure;                  /* why the loop was ended before it began */
 	sem_t loop_ends;                         /* posted when the threads of the loop are to end */
 	pthread_mutex_t handles_lock;

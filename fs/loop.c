@@ -82,6 +82,7 @@ static void *thread_main(void *ctx)
 {
 	struct crew *c = ctx;
 	struct wfs_driver *d = c->d;
+	struct wfs_request_slot *slot = wfs_watchdog_slot(&d->watchdog);
 	struct fuse_buf buf = { .mem = NULL };
 
 	for (bool goes = go_reading(c, READERS_FIRST); goes; goes = go_reading(c, READERS_MAX)) {
@@ -95,7 +96,9 @@ static void *thread_main(void *ctx)
 			break;
 		}
 		stop_reading(c);
+		wfs_request_begin(slot, buf.mem, (size_t)n);
 		serve(d, &buf);
+		wfs_watchdog_end(&d->watchdog, slot);
 	}
 	free(buf.mem);
 	wfs_thread_end();

@@ -205,6 +205,7 @@ static int serve(struct wfs_driver *d, struct wfs_err *err)
 
 	if (ret)
 		return wfs_err_errno(err, ret, "starting a thread");
+	wfs_watchdog_start(&d->watchdog, d);
 	d->work.tick = tick;
 	d->work.tick_ctx = d;
 	if (!wfs_store_is_read_only(d->store))
@@ -215,6 +216,7 @@ static int serve(struct wfs_driver *d, struct wfs_err *err)
 		ret = wfs_loop_run(d, THREADS);
 	if (ret)
 		wfs_err_errno(err, ret, "starting a thread");
+	wfs_watchdog_stop(&d->watchdog);
 	wfs_signal_thread_stop(signals);
 	return ret;
 }

@@ -332,6 +332,16 @@ int wfs_db_begin_read(struct wfs_db *db)
 	return begin(db, WFS_Q_BEGIN_READ);
 }
 
+int wfs_db_try_begin_read(struct wfs_db *db)
+{
+	if (db->read_only)
+		return -EBUSY; /* to begin takes locks of the disk's */
+	if (pthread_mutex_trylock(&db->lock) != 0)
+		return -EBUSY;
+	hold_view(db);
+	return 0;
+}
+
 int wfs_db_end(struct wfs_db *db, int ret)
 {
 	int code = SQLITE_OK;

@@ -92,6 +92,8 @@ bool wfs_db_is_wanted(struct wfs_db *db);
 int wfs_db_begin(struct wfs_db *db) WFS_WARN_UNUSED;
 /* Take the lock to read one committed state. */
 int wfs_db_begin_read(struct wfs_db *db) WFS_WARN_UNUSED;
+/* The same, but -EBUSY instead of waiting for the lock. */
+int wfs_db_try_begin_read(struct wfs_db *db) WFS_WARN_UNUSED;
 /*
  * End what begin or begin_read began: commit if ret is 0 (or positive), else
  * roll back; release the lock. Returns ret, or the error of the commit.

@@ -227,21 +227,30 @@ static int path_locked(struct wfs_store *s, uint64_t ino, char **path)
 	return 0;
 }
 
-int wfs_name_path(struct wfs_store *s, uint64_t ino, char **ret)
+/* In what was begun with `err`; ends it. */
+static int find_path(struct wfs_store *s, uint64_t ino, int err, char **ret)
 {
-	char *path = strdup("");
-	int err;
+	char *path;
 
-	if (!path)
-		return -ENOMEM;
-	err = wfs_db_begin_read(&s->db);
-	if (!err)
-		err = wfs_db_end(&s->db, path_locked(s, ino, &path));
+	if (err)
+		return err;
+	path = strdup("");
+	err = wfs_db_end(&s->db, path ? path_locked(s, ino, &path) : -ENOMEM);
 	if (err)
 		free(path);
 	else
 		*ret = path;
 	return err;
+}
+
+int wfs_name_path(struct wfs_store *s, uint64_t ino, char **ret)
+{
+	return find_path(s, ino, wfs_db_begin_read(&s->db), ret);
+}
+
+int wfs_name_try_path(struct wfs_store *s, uint64_t ino, char **ret)
+{
+	return find_path(s, ino, wfs_db_try_begin_read(&s->db), ret);
 }
 
 static int parent_locked(struct wfs_store *s, uint64_t ino, uint64_t *ret)

@@ -76,6 +76,8 @@ int wfs_name_resolve(struct wfs_store *s, const char *path, struct wfs_attr *ret
  * caller frees *ret.
  */
 int wfs_name_path(struct wfs_store *s, uint64_t ino, char **ret);
+/* The same, but -EBUSY instead of waiting for the database. */
+int wfs_name_try_path(struct wfs_store *s, uint64_t ino, char **ret);
 
 /* -EEXIST, -ENOENT (parent gone), -ENOTDIR. A regular file is made dirty, with a staging file. */
 int wfs_name_create(struct wfs_store *s, uint64_t parent, const char *name,

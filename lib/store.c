@@ -61,6 +61,11 @@ int64_t wfs_now_ns(void)
 	return wfs_ns(&now);
 }
 
+uint64_t wfs_store_lock_address(const struct wfs_store *store)
+{
+	return (uintptr_t)&store->db.lock;
+}
+
 const char *wfs_store_path(const struct wfs_store *store)
 {
 	return store->path;

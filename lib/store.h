@@ -103,6 +103,9 @@ uint64_t wfs_store_commits(struct wfs_store *store);
  */
 int wfs_store_tidy(struct wfs_store *store);
 
+/* Where the database's lock is, for who tells what a thread waits for. */
+uint64_t wfs_store_lock_address(const struct wfs_store *store);
+
 /* The absolute path of the store. Borrowed. */
 const char *wfs_store_path(const struct wfs_store *store);
 

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "lib/recover.h"
+#include "fs/requests.h"
 #include "lib/store.h"
 #include "tools/command.h"
 #include "tools/target.h"
@@ -22,6 +23,7 @@ struct status {
 	char *passthrough; /* "on", or why it is off; NULL: unknown */
 	bool verbose;
 	json_t *reports;        /* for --json, else NULL */
+	json_t *hanging;        /* requests; for --json, else NULL */
 	struct ui_table *table; /* for people, else NULL */
 	uint64_t left_out;      /* reports that only -v shows */
 };
@@ -99,6 +101,7 @@ static int print_json(struct status *s)
 	for (size_t i = 0; i < WFS_ARRAY_SIZE(numbers); i++)
 		ui_json_put(root, numbers[i].key, ui_json_number(numbers[i].value));
 	ui_json_put(root, "last_recovery", json_of_recovery(&s->recovery));
+	ui_json_put(root, "hanging", json_incref(s->hanging));
 	ui_json_put(root, "reports", json_incref(s->reports));
 	return ui_json_print(root);
 }
@@ -240,6 +243,64 @@ static int print_text(struct status *s)
 	return ui_finish();
 }
 
+/* ---- requests that hang ---- */
+
+static double seconds_of(const struct wfs_request *r)
+{
+	return (double)(wfs_requests_now() - r->since_ns) / 1e9;
+}
+
+static void add_json_request(json_t *list, const struct wfs_request *r, const char *waits_for)
+{
+	json_t *o = json_object();
+	char caller[32];
+
+	wfs_request_caller_name(r, caller);
+	ui_json_put(o, "operation", ui_json_text(wfs_request_name(r->opcode)));
+	ui_json_put(o, "inode", ui_json_number(r->ino));
+	ui_json_put(o, "pid", ui_json_number(r->caller));
+	ui_json_put(o, "caller", ui_json_text(caller));
+	ui_json_put(o, "seconds", json_real(seconds_of(r)));
+	ui_json_put(o, "waits_for", ui_json_text(waits_for));
+	ui_json_append(list, o);
+}
+
+static void show_request(struct status *s, const struct wfs_request *r, const char *waits_for)
+{
+	char text[WFS_REQUEST_TEXT];
+
+	if (s->hanging) {
+		add_json_request(s->hanging, r, waits_for);
+		return;
+	}
+	wfs_request_describe(r, NULL, text);
+	printf("HANGS    for %.0f s: %s; it waits for %s\n", seconds_of(r), text, waits_for);
+}
+
+/*
+ * Looked at, not asked: a driver that hangs does not answer. Before all else, since the
+ * database may be what hangs.
+ */
+static void show_hanging(struct status *s)
+{
+	struct wfs_requests *all = NULL;
+	struct wfs_request r;
+	char waits_for[WFS_REQUEST_TEXT];
+	int pid;
+
+	if (wfs_store_is_locked(s->target.store, &pid) && pid > 0)
+		all = wfs_requests_of(pid);
+	for (size_t i = 0; all && i < WFS_REQUEST_SLOTS; i++) {
+		if (!wfs_request_look(&all->slots[i], &r) ||
+			wfs_requests_now() - r.since_ns < WFS_REQUEST_SLOW_NS)
+			continue;
+		wfs_request_waits_for(all, pid, &r, waits_for);
+		show_request(s, &r, waits_for);
+	}
+	wfs_requests_free(all);
+	fflush(stdout);
+}
+
 /* ---- the command ---- */
 
 static int add_report(void *ctx, const struct wfs_store_report *report)
@@ -286,6 +347,9 @@ static int show(const char *what, bool json, bool verbose)
 	if (target_resolve(what, &s.target) != 0)
 		return 1;
 	if (json)
+		s.hanging = json_array();
+	show_hanging(&s);
+	if (json)
 		s.reports = json_array();
 	else
 		s.table = ui_table_new(WFS_ARRAY_SIZE(heads), heads, "lrlll");
@@ -294,6 +358,7 @@ static int show(const char *what, bool json, bool verbose)
 		ret = json ? print_json(&s) : print_text(&s);
 	free(s.passthrough);
 	json_decref(s.reports);
+	json_decref(s.hanging);
 	ui_table_free(s.table);
 	target_release(&s.target);
 	return ret;
@@ -334,6 +399,8 @@ const struct command command_status = {
 		"sealed or still dirty, what their sizes add up to, what is stored and saved.\n"
 		"Then each file that a person should know about, with the reason: incomplete,\n"
 		"wrong or damaged files, and valid ones with a warning. Works beside a mount.\n"
+		"Requests that its driver is at for more than 5 seconds come first, with what\n"
+		"they wait for.\n"
 		"\n"
 		"  -v, --verbose  also list dirty files that there is nothing to say about\n"
 		"  --json         all of it as one JSON object; sizes in bytes\n"
