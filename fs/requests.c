@@ -176,7 +176,7 @@ static const struct {
 } calls[] = {
 	{ SYS_read, "read", true }, { SYS_write, "write", true }, { SYS_pread64, "pread", true },
 	{ SYS_pwrite64, "pwrite", true }, { SYS_preadv, "preadv", true }, { SYS_pwritev, "pwritev", true },
-	{ SYS_readv, "readv", true }, { SYS_writev, "writev", true }, { SYS_fsync, "fsync", true },
+	{ SYS_readv, "readv", true }, { SYS_splice, "splice", true }, { SYS_writev, "writev", true }, { SYS_fsync, "fsync", true },
 	{ SYS_fdatasync, "fdatasync", true }, { SYS_syncfs, "syncfs", true },
 	{ SYS_fallocate, "fallocate", true }, { SYS_ftruncate, "ftruncate", true },
 	{ SYS_sync_file_range, "sync_file_range", true },

@@ -398,6 +398,7 @@ static int run_in_background(const struct wfs_mount_options *options,
 int wfs_session_run(const struct wfs_mount_options *options,
 	void (*report)(const struct wfs_err *err))
 {
+	umask(077); /* what the store is made of is its owner's; modes inside the mount come with the requests */
 	if (options->foreground || options->debug)
 		return run_and_report(options, -1, report);
 	return run_in_background(options, report);

@@ -611,7 +611,7 @@ static bool has_log(const struct wfs_db *db)
  */
 static int open_handle(struct wfs_db *db, bool create)
 {
-	int flags = SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_EXRESCODE;
+	int flags = SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_EXRESCODE | SQLITE_OPEN_NOFOLLOW;
 	WFS_AUTO_FREE char *uri = NULL;
 	int code;
 
@@ -752,7 +752,7 @@ static int open_wal(struct wfs_db *db, struct wfs_err *err)
 	db->commits++;
 	if (asprintf(&path, "%s-wal", db->path) < 0)
 		return -ENOMEM;
-	db->wal_fd = open(path, O_RDWR | O_CLOEXEC);
+	db->wal_fd = open(path, O_RDWR | O_NOFOLLOW | O_CLOEXEC);
 	if (db->wal_fd < 0)
 		return wfs_err_errno(err, -errno, "%s", path);
 	return 0;

@@ -487,7 +487,7 @@ static int open_lock_of(const char *path)
 		name = NULL;
 		return -1;
 	}
-	return open(name, O_RDONLY | O_CLOEXEC);
+	return open(name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
 }
 
 bool wfs_store_is_ending(const char *path)
@@ -521,6 +521,8 @@ static int has_database(struct wfs_store *s, bool *ret)
 {
 	struct stat st;
 
+	if (fstatat(s->dir_fd, "weightfs.db", &st, AT_SYMLINK_NOFOLLOW) == 0 && !S_ISREG(st.st_mode))
+		return -ELOOP;
 	if (fstatat(s->dir_fd, "weightfs.db", &st, AT_SYMLINK_NOFOLLOW) == 0)
 		*ret = st.st_size > 0; /* 0: the process that made it died at once */
 	else if (errno == ENOENT)
@@ -557,6 +559,15 @@ static int ensure_root(struct wfs_store *s)
 	if (ret == 0 && fsync(s->dir_fd) != 0)
 		ret = -errno;
 	return ret;
+}
+
+/* SQLite would make it as the umask says, and the log beside it like it. */
+static int create_database(struct wfs_store *s)
+{
+	WFS_AUTO_CLOSE int fd = openat(s->dir_fd, "weightfs.db",
+		O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
+
+	return fd < 0 || fchmod(fd, 0600) != 0 ? -errno : 0;
 }
 
 static unsigned raise_file_limit(void)
@@ -598,11 +609,31 @@ static int open_database(struct wfs_store *s, struct wfs_err *err)
 	if (!ret && !exists && mkdirat(s->dir_fd, "data", 0700) != 0 && errno != EEXIST)
 		return wfs_err_errno(err, -errno, "%s/data", s->path);
 	s->db.digest_bits = s->options.digest_bits;
+	if (!ret && !exists && create_database(s) != 0)
+		return wfs_err_errno(err, -errno, "%s/weightfs.db", s->path);
 	s->db.log = s->options.log;
 	s->db.log_ctx = s->options.log_ctx;
 	s->db.may_move_log = nothing_to_flush;
 	s->db.may_move_log_ctx = s;
 	return ret ? ret : wfs_db_open(&s->db, s->path, !writes, writes && s->options.create, err);
+}
+
+/*
+ * data/xx, which all paths of data files go through, are directories, and lead nowhere else. Later
+ * on it is the owner alone who could change that.
+ */
+static int check_data(struct wfs_store *s, int data_fd, struct wfs_err *err)
+{
+	char name[3];
+	struct stat st;
+
+	for (unsigned xx = 0; xx < 256; xx++) {
+		snprintf(name, sizeof(name), "%02x", xx);
+		if (fstatat(data_fd, name, &st, AT_SYMLINK_NOFOLLOW) == 0 && !S_ISDIR(st.st_mode))
+			return wfs_err_set(err, -EUCLEAN, "store-damaged", WFS_NO_OFFSET,
+				"%s/data/%s is no directory; run weightfs fsck", s->path, name);
+	}
+	return 0;
 }
 
 static int open_data(struct wfs_store *s, struct wfs_err *err)
@@ -612,6 +643,10 @@ static int open_data(struct wfs_store *s, struct wfs_err *err)
 
 	if (fd < 0)
 		return wfs_err_errno(err, -errno, "%s/data", s->path);
+	if (check_data(s, fd, err) != 0) {
+		close(fd);
+		return -EUCLEAN;
+	}
 	wfs_datafiles_init(&s->datafiles, fd, s->db.read_only, raise_file_limit());
 	if (fstatfs(fd, &st) == 0) {
 		s->share_block = (uint64_t)st.f_bsize;

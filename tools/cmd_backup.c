@@ -241,6 +241,7 @@ static int run(const struct command *self, int argc, char **argv)
 	bool json = false, finishes = false;
 	int opt;
 
+	umask(077); /* whoever can read it can read every file in it */
 	while ((opt = getopt_long(argc, argv, "h", options, NULL)) != -1) {
 		if (opt == 'j')
 			json = true;

@@ -48,7 +48,8 @@ def test_disk_that_hangs(frozen, passthrough):
     writer = subprocess.Popen(["mkdir", mount.dir / "directory"])
     time.sleep(SLOW_SECONDS + 2.5)
     assert writer.poll() is None
-    assert os.pread(kept, MIB // 2, 0) == random_bytes(1, MIB)[:MIB // 2], "what needs no write goes on"
+    if passthrough == "auto":  # else the driver may wait for the lock of a page that the freeze holds
+        assert os.pread(kept, MIB // 2, 0) == random_bytes(1, MIB)[:MIB // 2], "what needs no write goes on"
     status, line = hanging(mount)
     assert re.match(rf"HANGS    for [5-9] s: MKDIR of inode 1, by process {writer.pid} \(mkdir\); it waits for "
                     r"the disk: pwrite of .*/store/weightfs\.db-wal", line), line

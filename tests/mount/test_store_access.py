@@ -1,0 +1,116 @@
+"""Who may reach what: the store's own modes, links planted in it, and the driver's door for commands."""
+
+import errno
+import fcntl
+import os
+import shutil
+import struct
+import subprocess
+
+import pytest
+
+from support.files import MIB, errno_of, in_child, random_bytes, tree_hashes, write_file
+from support.mounts import data_files, wait_for
+
+STEP = struct.Struct("QQQII")
+IOC_REPACK = 2 << 30 | STEP.size << 16 | 0x57 << 8 | 1
+
+
+@pytest.mark.parametrize("umask", [0, 0o077, 0o777], ids=oct)
+@pytest.mark.parametrize("made", [False, True], ids=["missing", "there"])
+def test_modes_of_a_store(unmounted, umask, made):
+    """Whatever the umask: 0700 and 0600 throughout; in a directory that was there before, all that is in it."""
+    if made:
+        unmounted.store.mkdir(mode=0o755)
+    old = os.umask(umask)
+    try:
+        unmounted.mount()
+    finally:
+        os.umask(old)
+    write_file(unmounted.dir / "a.bin", random_bytes(1, MIB))
+    os.mkdir(unmounted.dir / "d", 0o755)
+    unmounted.wait_sealed()
+    assert (unmounted.dir / "a.bin").stat().st_mode & 0o777 == 0o666 & ~old
+    names = list(unmounted.store.rglob("*"))
+    assert {"weightfs.db", "weightfs.db-wal", "weightfs.db-shm", "lock", "data", "weightfs.log"} <= {p.name for p in names}
+    for path in names + ([] if made else [unmounted.store]):
+        assert path.lstat().st_mode & 0o7777 == (0o700 if path.is_dir() else 0o600), path
+
+
+@pytest.mark.parametrize("name", ["weightfs.db", "lock", "weightfs.log", "data", "data/xx"])
+def test_planted_links(unmounted, tmp_path, name):
+    """A link in place of a part of the store is not followed: the mount is refused, and what it leads to is untouched."""
+    unmounted.mount()
+    write_file(unmounted.dir / "a.bin", random_bytes(1, MIB))
+    unmounted.umount()
+    expected = tree_hashes(unmounted.store)
+    if name == "data/xx":
+        name = str(data_files(unmounted.store)[0].parent.relative_to(unmounted.store))
+    outside = tmp_path / "outside"
+    shutil.move(unmounted.store / name, outside)
+    os.symlink(outside, unmounted.store / name)
+    before = tree_hashes(outside) if outside.is_dir() else outside.read_bytes()
+    refused = unmounted.run("mount", unmounted.store, unmounted.dir, check=False)
+    assert refused.returncode == 1 and refused.stderr, name
+    assert not unmounted.mounted
+    unmounted.run("fsck", unmounted.store, check=False)
+    unmounted.run("backup", unmounted.store, tmp_path / "backup", check=False)
+    assert (tree_hashes(outside) if outside.is_dir() else outside.read_bytes()) == before
+    os.unlink(unmounted.store / name)
+    shutil.move(outside, unmounted.store / name)
+    assert {n: h for n, h in tree_hashes(unmounted.store).items() if n.startswith("data")} == {
+        n: h for n, h in expected.items() if n.startswith("data")}
+
+
+def test_planted_data_file(unmounted, tmp_path):
+    """A link in place of one data file is read as an error, never as what it leads to."""
+    unmounted.mount()
+    write_file(unmounted.dir / "a.bin", random_bytes(1, MIB))
+    unmounted.umount()
+    [path] = [path for path in data_files(unmounted.store) if path.stat().st_size]
+    secret = tmp_path / "secret"
+    shutil.move(path, secret)
+    os.symlink(secret, path)
+    unmounted.mount()
+    assert errno_of((unmounted.dir / "a.bin").read_bytes) in (errno.EIO, errno.ELOOP)
+    assert errno_of(write_file, unmounted.dir / "a.bin", b"x") in (0, errno.EIO, errno.ELOOP)
+    unmounted.umount()
+    assert secret.read_bytes() == random_bytes(1, MIB)
+    os.unlink(path) if path.is_symlink() else None
+    shutil.rmtree(unmounted.store)
+
+
+def ask_repack(path):
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.ioctl(fd, IOC_REPACK, bytearray(STEP.size))
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.root_only
+def test_other_users(unmounted, other_user):
+    """Without allow_other nobody else gets in; with it, modes decide, and commands to the driver are its owner's."""
+    unmounted.mount()
+    write_file(unmounted.dir / "a.bin", random_bytes(1, MIB), 0o644)
+    unmounted.wait_sealed()
+    os.chmod(unmounted.dir.parent, 0o755)
+    assert in_child(errno_of, os.listdir, unmounted.dir, user=other_user) == errno.EACCES
+    assert in_child(errno_of, os.listdir, unmounted.store, user=other_user) == errno.EACCES
+    unmounted.umount()
+    unmounted.mount("allow_other")
+    os.chmod(unmounted.dir, 0o755)
+    path = unmounted.dir / "a.bin"
+    assert in_child(errno_of, path.read_bytes, user=other_user) == 0
+    for call, args in ((ask_repack, (path,)), (os.setxattr, (path, "user.weightfs.error", b"x")),
+                       (os.setxattr, (unmounted.dir, "user.weightfs.max_shard_size", b"1GB")),
+                       (os.chmod, (path, 0o777)), (os.unlink, (path,)), (os.truncate, (path, 0)),
+                       (os.listdir, (f"/proc/{unmounted.pid}/fd",))):
+        assert in_child(errno_of, call, *args, user=other_user) in (errno.EPERM, errno.EACCES), call
+    for request in (0x5701, 0x80045701, 0x8020570A, IOC_REPACK + 1):
+        with open(path, "rb") as f:
+            assert errno_of(fcntl.ioctl, f, request, bytearray(64)) == errno.ENOTTY
+    assert errno_of(ask_repack, path) == 0
+    status = subprocess.run([unmounted.weightfs, "status", unmounted.store], capture_output=True, text=True,
+                            user=other_user.pw_uid, group=other_user.pw_gid, extra_groups=[])
+    assert status.returncode == 1 and "Permission denied" in status.stderr
