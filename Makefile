@@ -62,8 +62,11 @@ BASE_CFLAGS += -fno-sanitize-recover=undefined
 endif
 BASE_LDFLAGS += -fsanitize=$(SANITIZE)
 else
-BASE_CPPFLAGS += -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2
-BASE_CFLAGS += -fPIE
+# What the compiler does not know is left out: _FORTIFY_SOURCE=3 is of gcc 12, and taken for 2 before.
+HARDEN := $(if $(NEED_LIBS),$(foreach f,-fstack-clash-protection -fcf-protection,$(shell \
+	$(CC) -Werror $(f) -E -x c /dev/null >/dev/null 2>&1 && echo $(f))))
+BASE_CPPFLAGS += -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=3
+BASE_CFLAGS += -fPIE $(HARDEN)
 BASE_LDFLAGS += -pie -Wl,-z,relro,-z,now
 endif
 

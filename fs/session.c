@@ -10,6 +10,7 @@
 
 #include "fs/driver.h"
 #include "fs/loop.h"
+#include "fs/sandbox.h"
 #include "fs/unmount.h"
 
 #define THREADS 16
@@ -269,6 +270,16 @@ static int open_store(struct wfs_driver *d, struct wfs_err *err)
 	return ret;
 }
 
+/* Less than all that was wanted is no reason not to serve. */
+static void enter_sandbox(struct wfs_driver *d)
+{
+	const char *what = NULL;
+	int ret = d->options->no_sandbox ? 0 : wfs_sandbox_enter(&what);
+
+	if (ret)
+		wfs_log(&d->log, "sandbox: %s: %s", what, strerror(-ret));
+}
+
 /* Of a command that goes to the background nobody expects a line. */
 static void log_mounted(struct wfs_driver *d)
 {
@@ -289,6 +300,7 @@ static int run_mount(struct wfs_driver *d, struct wfs_err *err)
 		ret = mount_session(d, err);
 	if (!ret) {
 		log_mounted(d);
+		enter_sandbox(d);
 		ret = serve(d, err);
 		finish(d);
 		if (!ret && d->failure.reason) {

@@ -35,6 +35,7 @@ struct wfs_mount_options {
 	bool verbose;           /* log what is sealed, shared and given back */
 	bool allow_other;       /* other users than the caller may use the mount */
 	bool read_only;
+	bool no_sandbox;        /* keep what fs/sandbox.h would give up */
 	enum wfs_validate validate;
 	enum wfs_passthrough_option passthrough;
 	enum wfs_views_option views;

@@ -122,6 +122,12 @@ static int parse_mount_option(const char *word, struct wfs_mount_options *m, cha
 			ui_error("it is hidden, listed or off", "-o %s: no such value", word);
 			return 2;
 		}
+	} else if (!strncmp(word, "sandbox=", 8)) {
+		if (strcmp(word + 8, "auto") && strcmp(word + 8, "off")) {
+			ui_error("it is auto or off", "-o %s: no such value", word);
+			return 2;
+		}
+		m->no_sandbox = !strcmp(word + 8, "off");
 	} else if (!strncmp(word, "max_shard_size=", 15)) {
 		if (!wfs_size_parse(word + 15, &m->max_shard_size) || m->max_shard_size == 0) {
 			ui_error("write it as 5GB, 500MB or 200MiB", "-o %s: no such size", word);
@@ -287,6 +293,8 @@ const struct command command_mount = {
 		"  max_shard_size=SIZE  of shards that are made from tensors (50GB)\n"
 		"  max_size=SIZE     writers get ENOSPC when the store takes SIZE of disk blocks\n"
 		"                    (500GB, 1.5TB; also KiB, MiB, GiB, TiB)\n"
+		"  sandbox=auto      mounted by root, the driver gives up capabilities and system\n"
+		"                    calls that it never needs; off: it keeps them\n"
 		"  validate=on       refuse files that are not valid safetensors: wrong ones at\n"
 		"                    close, wrong and incomplete ones at rename (the default)\n"
 		"  validate=strict   refuse incomplete files at close, too\n"

@@ -80,6 +80,13 @@ def test_planted_data_file(unmounted, tmp_path):
     shutil.rmtree(unmounted.store)
 
 
+def let_others_pass(directory):
+    """Others may go through `directory` and what is above it."""
+    for path in (directory, *directory.parents):
+        if path.stat().st_uid == os.geteuid() and not path.stat().st_mode & 0o001:
+            path.chmod(path.stat().st_mode | 0o011)
+
+
 def ask_repack(path):
     fd = os.open(path, os.O_RDONLY)
     try:
@@ -94,7 +101,7 @@ def test_other_users(unmounted, other_user):
     unmounted.mount()
     write_file(unmounted.dir / "a.bin", random_bytes(1, MIB), 0o644)
     unmounted.wait_sealed()
-    os.chmod(unmounted.dir.parent, 0o755)
+    let_others_pass(unmounted.dir.parent)
     assert in_child(errno_of, os.listdir, unmounted.dir, user=other_user) == errno.EACCES
     assert in_child(errno_of, os.listdir, unmounted.store, user=other_user) == errno.EACCES
     unmounted.umount()
@@ -113,4 +120,55 @@ def test_other_users(unmounted, other_user):
     assert errno_of(ask_repack, path) == 0
     status = subprocess.run([unmounted.weightfs, "status", unmounted.store], capture_output=True, text=True,
                             user=other_user.pw_uid, group=other_user.pw_gid, extra_groups=[])
-    assert status.returncode == 1 and "Permission denied" in status.stderr
+    assert status.returncode == 1 and "a.bin" not in status.stdout + status.stderr
+
+
+# ---- what the driver gives up ----
+
+KEPT = {"dac_override": 1, "dac_read_search": 2, "fowner": 3, "linux_immutable": 9, "sys_admin": 21, "sys_resource": 24,
+        "lease": 28}
+
+
+def status_of(pid):
+    """/proc/PID/status of each thread: they all have to be in it."""
+    found = []
+    for task in os.listdir(f"/proc/{pid}/task"):
+        with open(f"/proc/{pid}/task/{task}/status") as f:
+            found.append(dict(line.rstrip("\n").split(":\t", 1) for line in f if ":\t" in line))
+    return found
+
+
+@pytest.mark.root_only
+def test_sandbox(unmounted):
+    """A driver of root has the capabilities that it needs and no more, no new privileges and a filter; off: all."""
+    sanitized = b"__asan_init" in open(unmounted.weightfs, "rb").read()
+    unmounted.mount()
+    allowed = sum(1 << bit for bit in KEPT.values())
+    for status in status_of(unmounted.pid):
+        for key in ("CapEff", "CapPrm", "CapBnd"):
+            assert int(status[key], 16) & ~allowed == 0, (key, status)
+        assert int(status["CapInh"], 16) == 0 and int(status["CapEff"], 16) & 1 << KEPT["sys_admin"]
+        assert status["NoNewPrivs"] == "1"
+        assert status["Seccomp"] == ("0" if sanitized else "2") and (sanitized or int(status["Seccomp_filters"]) == 1)
+    assert "sandbox:" not in unmounted.log()
+    write_file(unmounted.dir / "a.bin", random_bytes(1, MIB))
+    unmounted.wait_sealed()
+    assert subprocess.run(["sync", "-f", unmounted.dir]).returncode == 0
+    os.unlink(unmounted.dir / "a.bin")
+    unmounted.wait_disk(MIB // 2)
+    unmounted.signal(15)
+    unmounted.mount("sandbox=off")
+    for status in status_of(unmounted.pid):
+        assert status["Seccomp"] == "0" and status["NoNewPrivs"] == "0" and int(status["CapEff"], 16) & ~allowed
+
+
+@pytest.mark.root_only
+def test_killed_driver_dumps_as_ever(unmounted):
+    """The filter denies nothing that an abort or a crash needs: the signal is the one that it was."""
+    process = subprocess.Popen([unmounted.weightfs, "mount", "-f", unmounted.store, unmounted.dir],
+                               stderr=subprocess.DEVNULL)
+    wait_for(lambda: unmounted.mounted, 60, "the mount")
+    wait_for(lambda: errno_of(os.listdir, unmounted.dir) == 0, 60, "its answer")
+    os.kill(process.pid, 6)
+    assert process.wait(60) == -6
+    subprocess.run(["fusermount3", "-u", unmounted.dir], check=True)
