@@ -123,7 +123,7 @@ static void make_database(const char *store)
 
 	schema = wfs_test_read(schema_path ? schema_path : "lib/schema.sql", &len);
 	schema[len] = '\0';
-	run_sql(store, "PRAGMA application_id = 0x57744653; PRAGMA user_version = 4");
+	run_sql(store, "PRAGMA application_id = 0x57744653; PRAGMA user_version = 5");
 	run_sql(store, schema);
 	run_sql(store, rows);
 }

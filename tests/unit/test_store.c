@@ -143,7 +143,7 @@ static void make_store_1(const char *path)
 	sql(path, schema);
 	sql(path, "PRAGMA application_id = 0x57744653; PRAGMA user_version = 1;"
 		"INSERT INTO meta VALUES ('clean', 1);"
-		"INSERT INTO object VALUES (1, x'3f4f4e4cd0a32e0ca5bf1d3bdd0a9f75', 0, 5, 1, NULL, NULL);"
+		"INSERT INTO object VALUES (1, x'95f64cad147d23ee983871c230125b12', 0, 5, 1, NULL, NULL);"
 		"INSERT INTO object_bytes VALUES (1, CAST('bytes' AS BLOB));"
 		"INSERT INTO manifest VALUES (1, NULL, 5, 1, 1);"
 		"INSERT INTO manifest_object VALUES (1, 0, 1);"
