@@ -272,6 +272,8 @@ static const struct damage damages[] = {
 	D("equal digests in two objects", "object-digest", "object 2",
 		"UPDATE object SET digest = (SELECT digest FROM object WHERE id = 1), ordinal = 1"
 		" WHERE id = 2"),
+	D("damage of nothing", "damage", "damage of object 99", "INSERT INTO damage VALUES (99, 1, 0)"),
+	D("damage without a reason", "damage", "damage of object 1", "INSERT INTO damage VALUES (1, 7, 0)"),
 	/* extents */
 	D_ALSO("extents overlap", "extent-overlap", "object 2",
 		"UPDATE object SET offset = 99 WHERE id = 2", " object-digest manifest-solid "),
