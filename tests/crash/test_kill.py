@@ -221,9 +221,13 @@ def test_unlinked_open_files_at_the_kill(mount):
             os.close(fd)
         except OSError:
             pass
+    assert mount.status()["last_recovery"] is None
     mount.mount()
     status = mount.wait_sealed()
     assert status["files"] == 0
+    assert status["last_recovery"]["unlinked"] == 5
+    assert (status["last_recovery"]["dirty"], status["last_recovery"]["reported"]) == (0, 0)
+    assert "recovery" in mount.run("status", mount.store).stdout
     mount.wait_disk(2 * MIB)
 
 
