@@ -35,7 +35,7 @@ static int content_of(struct wfs_model *m, uint64_t ino, struct wfs_content **re
 	if (err)
 		return err;
 	if (wfs_file_is_dirty(f) && !m->store->db.read_only)
-		wfs_model_seal(m->store, ino, m->until); /* a full disk may prevent it, too */
+		wfs_model_seal(m->store, ino, &m->looks); /* a full disk may prevent it, too */
 	*ret = wfs_file_content(f);
 	m->may_change |= (*ret)->staging != NULL;
 	wfs_file_unref(f);
@@ -481,7 +481,6 @@ static struct wfs_model *new_model(struct wfs_store *s, uint64_t dir, const char
 	pthread_mutex_init(&m->cut_lock, NULL);
 	m->store = s;
 	m->dir = dir;
-	m->until = wfs_model_seal_until();
 	if (variant && !(m->variant = strdup(variant))) {
 		free(m);
 		return NULL;

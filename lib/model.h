@@ -66,7 +66,7 @@ struct wfs_model {
 	/* what was looked at, to see whether it is still so: lib/model.c */
 	struct wfs_model_file *files;
 	size_t n_files;
-	int64_t until;   /* while it is read: lib/model_seal.c */
+	unsigned looks;  /* while it is read, at files being written: lib/model_seal.c */
 	bool may_change; /* a shard was still dirty: somebody writes it, or it cannot be sealed */
 	pthread_mutex_t cut_lock;
 	struct wfs_cut *cuts; /* under cut_lock */

@@ -8,13 +8,11 @@
 
 /* ---- model_seal.c ---- */
 
-/* For how long several calls of wfs_model_seal may wait for writers. */
-int64_t wfs_model_seal_until(void);
 /*
- * Seal a file. Who seals it already is waited for; who may write it until `until`, and once only: he may be about
- * to go. 0: sealed; 1: it is still written; -errno.
+ * Seal a file. Who seals it already is waited for; who may write it for a moment, and once only: he may be about
+ * to go. *looks counts this waiting over several calls; 0 at first. 0: sealed; 1: it is still written; -errno.
  */
-int wfs_model_seal(struct wfs_store *s, uint64_t ino, int64_t until);
+int wfs_model_seal(struct wfs_store *s, uint64_t ino, unsigned *looks);
 
 /* ---- model_scan.c: what there is in a directory ---- */
 

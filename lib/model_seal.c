@@ -7,7 +7,11 @@
 #include "lib/model_priv.h"
 #include "lib/seal.h"
 
-#define BUSY_MS 200 /* for which a file whose close has returned may still count as open */
+/*
+ * For how many looks, a millisecond apart, a file whose close has returned may still count as open. Looks and no
+ * time: on a busy machine the thread that is to hear of the close waits for a processor as this one does.
+ */
+#define PATIENCE 150
 
 /*
  * Does somebody write it, or has it open to? Who only seals it is waited for. *ret_known: it was waited for
@@ -30,14 +34,6 @@ static bool is_written(struct wfs_store *s, uint64_t ino, bool give_up, bool *re
 	return written;
 }
 
-static int64_t now_ms(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
-}
-
 static void sleep_ms(long ms)
 {
 	const struct timespec time = {.tv_nsec = ms * 1000000};
@@ -45,25 +41,22 @@ static void sleep_ms(long ms)
 	nanosleep(&time, NULL);
 }
 
-int wfs_model_seal(struct wfs_store *s, uint64_t ino, int64_t until)
+int wfs_model_seal(struct wfs_store *s, uint64_t ino, unsigned *looks)
 {
 	struct wfs_err err = WFS_ERR_INIT;
 	int ret;
 
 	while ((ret = wfs_seal(s, ino, &err)) == -EBUSY || ret == -ETXTBSY) {
-		bool is_over = now_ms() >= until;
+		bool is_over = *looks >= PATIENCE;
 		bool known, written = is_written(s, ino, is_over, &known);
 
 		if (written && (known || is_over))
 			return 1;
 		wfs_err_clear(&err);
+		if (written)
+			++*looks;
 		sleep_ms(1);
 	}
 	/* It waits until somebody puts the tensor again; the others do not wait for it. */
 	return err.reason && strcmp(err.reason, WFS_REASON_SYNC_FAILED) == 0 ? 1 : ret;
-}
-
-int64_t wfs_model_seal_until(void)
-{
-	return now_ms() + BUSY_MS;
 }

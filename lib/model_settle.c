@@ -109,11 +109,11 @@ static int seal_small_files(struct wfs_store *s, const struct wfs_settle_rows *r
 
 static int seal_files(struct wfs_store *s, struct wfs_settle_rows *rows)
 {
-	int64_t until = wfs_model_seal_until(); /* for all of them together */
+	unsigned looks = 0; /* at all of them together */
 
 	seal_small_files(s, rows);
 	for (size_t i = 0; i < rows->n; i++) {
-		int ret = rows->list[i].ino ? wfs_model_seal(s, rows->list[i].ino, until) : 0;
+		int ret = rows->list[i].ino ? wfs_model_seal(s, rows->list[i].ino, &looks) : 0;
 
 		if (ret < 0)
 			return ret;

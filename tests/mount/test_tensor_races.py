@@ -11,6 +11,7 @@ import json
 import mmap
 import os
 import random
+import signal
 import subprocess
 import threading
 import time
@@ -21,7 +22,7 @@ np = pytest.importorskip("numpy")
 safetensors_numpy = pytest.importorskip("safetensors.numpy")
 
 from support.disks import small_disk
-from support.files import KIB, MIB, errno_of, fallocate, in_child, random_bytes, write_all, write_file
+from support.files import KIB, MIB, at_once, errno_of, fallocate, in_child, random_bytes, write_all, write_file
 from support.mounts import wait_for
 
 LIMIT = "user.weightfs.max_shard_size"
@@ -431,3 +432,36 @@ def test_full(request, disk, unmounted, kind):
     assert_model(one, arrays | {"again": some(1, MIB)})
     unmounted.remount()
     assert_model(one, arrays | {"again": some(1, MIB)})
+
+
+def test_closed_while_the_driver_has_no_processor(mount, one):
+    """Who closes a tensor's file while somebody looks has it in the listing, however long the driver was not running."""
+    fd = os.open(one / ".tensors/a.npy", os.O_RDWR | os.O_CREAT)
+    write_all(fd, npy(some(1)))
+    os.close(os.dup(fd))  # put; the file stays open
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        look = pool.submit(os.listdir, one / ".tensors")
+        time.sleep(0.1)
+        os.kill(mount.pid, signal.SIGSTOP)
+        closing = pool.submit(os.close, fd)
+        time.sleep(0.5)
+        os.kill(mount.pid, signal.SIGCONT)
+        closing.result()
+        assert look.result() == ["a.npy"]
+
+
+@pytest.mark.parametrize("options", [(), ("passthrough=off",)], ids=["default", "passthrough=off"])
+def test_many_programs_at_once(unmounted, options):
+    """More programs than the driver has threads, each in a directory of its own: what one closed it sees, at once."""
+    unmounted.mount(*options)
+
+    def work(number):
+        made = unmounted.dir / f"m{number}"
+        made.mkdir()
+        for turn in range(5):
+            np.save(made / f".tensors/a{turn}.npy", some(turn))
+            os.rename(made / f".tensors/a{turn}.npy", made / f".tensors/b{turn}.npy")
+            assert sorted(os.listdir(made / ".tensors")) == [f"b{n}.npy" for n in range(turn + 1)], number
+        return len(model(made))
+
+    assert at_once(40, work) == [5] * 40

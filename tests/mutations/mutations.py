@@ -103,10 +103,10 @@ mutation("an unlinked file outlives the kernel's knowledge", "fs/inode.c",
 
 # ---- reading ----
 
-mutation("the extent before a boundary", "lib/content.c",
-         "if (c->extents[mid].at <= offset)", "if (c->extents[mid].at < offset)", SEAL, BYTES)
+mutation("the last extent is not found", "lib/content.c",
+         "size_t low = 0, high = c->n;", "size_t low = 0, high = c->n - 1;", SEAL, BYTES)
 mutation("a read goes on behind its extent", "lib/content.c",
-         "return e->at + e->length - offset >= len ? e->df : NULL;", "return e->df;", BYTES + "::test_reads_around_boundaries")
+         "return e->at + e->length - offset >= len ? e->df : NULL;", "return e->df;", SEAL)
 mutation("holes and data exchanged", "lib/content.c",
          "found = whence == SEEK_DATA ? 0 :", "found = whence == SEEK_HOLE ? 0 :", BYTES + "::test_composed_seek", BASED)
 mutation("a reader's cache is kept where bytes changed", "fs/passthrough.c",
@@ -121,13 +121,17 @@ mutation("two writers unseal at once", "lib/file.c",
 
 mutation("an incomplete shard is renamed into place", "lib/gate.c",
          "return verdict >= WFS_VERDICT_INCOMPLETE && s->options.validate != WFS_VALIDATE_OFF",
-         "return verdict > WFS_VERDICT_INCOMPLETE && s->options.validate != WFS_VALIDATE_OFF", GATE)
+         "return verdict > WFS_VERDICT_INCOMPLETE && s->options.validate != WFS_VALIDATE_OFF",
+         GATE + "::test_renamed_into_place")
 mutation("a bad shard replaces a good one", "lib/gate.c",
-         "if (ret || verdict != WFS_VERDICT_VALID)", "if (ret || verdict == WFS_VERDICT_VALID)", GATE)
+         "if (ret || verdict != WFS_VERDICT_VALID)", "if (ret || verdict == WFS_VERDICT_VALID)",
+         GATE + "::test_a_bad_shard_does_not_replace_a_good_one")
 mutation("another errno of close", "lib/gate.c",
-         "return verdict == WFS_VERDICT_WRONG ? -EBADMSG : 0;", "return verdict == WFS_VERDICT_WRONG ? -EIO : 0;", GATE)
+         "return verdict == WFS_VERDICT_WRONG ? -EBADMSG : 0;", "return verdict == WFS_VERDICT_WRONG ? -EIO : 0;",
+         GATE + "::test_written_by_python")
 mutation("an exchange is judged one way", "lib/gate.c",
-         "if (!ret && flags & RENAME_EXCHANGE && has_target)", "if (ret && flags & RENAME_EXCHANGE && has_target)", GATE)
+         "if (!ret && flags & RENAME_EXCHANGE && has_target)", "if (ret && flags & RENAME_EXCHANGE && has_target)",
+         GATE + "::test_exchange_is_judged_both_ways")
 mutation("tensors with a gap", "lib/safetensors.c",
          "if (t->begin == previous_end && t->end >= t->begin)", "if (t->begin >= previous_end && t->end >= t->begin)",
          FORMATS, GATE)

@@ -1,6 +1,8 @@
 /* Dirty to sealed and back: sharing, counts, space, copies. */
 #include <pthread.h>
+#include <unistd.h>
 
+#include "lib/content.h"
 #include "tests/unit/store_fixture.h"
 
 static void test_empty(void **state)
@@ -87,6 +89,43 @@ static void test_tensors_share(void **state)
 	assert_int_equal(wfs_collect(f->store), 0);
 	check_bytes(f, ino_b, b, len_b);
 	assert_true(stats(f).disk_bytes < 3 * MB + MB / 2);
+	free(a);
+	free(b);
+}
+
+/* Bytes that go past a buffer (fs/op_file.c) come from one place, and end where it does. */
+static void test_spans(void **state)
+{
+	struct fixture *f = *state;
+	const uint64_t first[] = { 1, 2, 3, 4 }, second[] = { 4, 2, 3, 5, 1 };
+	size_t len_a, len_b, spans = 0;
+	uint8_t *a = shard(4, MB, first, &len_a), *b = shard(5, MB, second, &len_b);
+	uint8_t *have = malloc(len_b);
+	struct wfs_file *file;
+	struct wfs_content *c;
+
+	put(f, "a", a, len_a);
+	file = get_file(f, put(f, "b", b, len_b));
+	c = wfs_file_content(file);
+	for (uint64_t at = 0; at < len_b; at += 99991) {
+		for (size_t len = 1; len < 3 * MB; len = len * 5 + 4096) {
+			struct wfs_span span;
+			int found = wfs_span_begin(&span, c, at, len);
+
+			assert_true(found >= 0);
+			if (!found)
+				continue;
+			assert_true(span.len > 0 && span.len <= len);
+			assert_int_equal(pread(span.fd, have, span.len, (off_t)span.offset), span.len);
+			assert_memory_equal(have, b + at, span.len);
+			wfs_span_end(&span);
+			spans++;
+		}
+	}
+	assert_true(spans > 0);
+	wfs_content_unref(c);
+	wfs_file_unref(file);
+	free(have);
 	free(a);
 	free(b);
 }
@@ -506,6 +545,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_small_and_large, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_equal_files_share, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_tensors_share, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_spans, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_repeated_tensor, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_collisions, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_collisions_in_a_file, set_up, tear_down),
