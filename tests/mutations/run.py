@@ -50,8 +50,13 @@ class Copy:
         self.pytest = work / "pytest"
         self.log = work / "log"
 
-    def make(self):
-        return self._run(["make", "-s", "-j2", f"BUILD={self.build}", "all", "unit-programs"], 900)
+    def make(self, tests=None):
+        """What these tests need, or everything."""
+        targets = ["all", "unit-programs"]
+        if tests:
+            units = [f"{self.build}/tests/{test.removeprefix('unit/')}" for test in tests if test.startswith("unit/")]
+            targets = units if len(units) == len(tests) else [f"{self.build}/weightfs", *units]
+        return self._run(["make", "-s", "-j2", f"BUILD={self.build}", *targets], 1800)
 
     def _run(self, command, seconds):
         with open(self.log, "w") as log:
@@ -97,7 +102,7 @@ def judge(mutation, copy, only_concerned):
     begin = time.monotonic()
     target.write_text(right.replace(mutation.old, mutation.new))
     try:
-        if not copy.make():
+        if not copy.make(mutation.tests if only_concerned else None):
             raise SystemExit(f"{mutation.name}: does not build:\n{copy.log.read_text()[-2000:]}")
         for test in tests_of(mutation, copy, only_concerned):
             if not copy.passes(test):
@@ -128,7 +133,7 @@ def main():
     if not wanted:
         raise SystemExit("there are none")
     copy = Copy(args.work.resolve())
-    if not copy.make():
+    if not copy.make([test for m in wanted for test in m.tests] if args.concerned else None):
         raise SystemExit(f"the tree does not build:\n{copy.log.read_text()[-2000:]}")
     results = []
     for number, m in enumerate(wanted, args.begin):
