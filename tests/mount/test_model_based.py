@@ -614,7 +614,7 @@ BOTH = pytest.mark.parametrize("options", [(), ("passthrough=off",)], ids=["defa
 @BOTH
 def test_as_a_plain_directory(weightfs, watchdog, tmp_path, options):
     """A few sequences, the same ones each time."""
-    run(weightfs, tmp_path, watchdog, options, settings_of(6, 40, derandomize=True))
+    run(weightfs, tmp_path, watchdog, options, settings_of(5, 30, derandomize=True))
 
 
 @pytest.mark.long

@@ -265,6 +265,7 @@ static void every_reason_is_given(void **state)
 	check_wrong("{\"a\":" E("F32", "[2305843009213693952]", "[0,8]") "}", 8, "shape-overflow");
 	check_wrong("{\"a\":" E("F4", "[3]", "[0,1]") "}", 1, "shape-misaligned");
 	check_wrong("{\"a\":" E("F32", "[3]", "[0,8]") "}", 8, "shape-mismatch");
+	check_wrong("{\"a\":" E("F32", "[1]", "[0,8]") "}", 8, "shape-mismatch");
 	check_wrong("{" A "}", 9, "data-long");
 	check(make_file("{" A "}", 7), WFS_SAFETENSORS_INCOMPLETE, "data-short");
 }
