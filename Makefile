@@ -240,7 +240,7 @@ $(BUILD)/tests/test_faults: $(call obj,$(FAULT_SRC) $(UNIT_SUPPORT)) $(LIB)
 
 $(FAULT_LIB): tests/faults/fault.c tests/faults/fault.h $(BUILD)/flags
 	$(call say,LD,$@)mkdir -p $(@D) && $(CC) $(BASE_CPPFLAGS) -std=gnu11 -O2 -g -fPIC -shared $(WARN) \
-		-DFAULT_PRELOAD -o $@ $<
+		-DFAULT_PRELOAD $(if $(SANITIZE),-DFAULT_NO_MALLOC) -o $@ $<
 
 $(VERDICT_BIN): $(BUILD)/tests/%: $(BUILD)/obj/tests/unit/%.o $(LIB)
 	$(call say,LD,$@)mkdir -p $(@D) && $(LINK) -o $@ $^ $(PKG_LIBS)

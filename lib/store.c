@@ -224,6 +224,18 @@ static int flush_one(struct wfs_store *s, uint64_t data_file)
 	return ret == -ENOENT ? 0 : ret;
 }
 
+#define FAILED "failed" /* in the lock file, after the pid */
+
+/* For `weightfs status`, another process: the database cannot tell it. */
+static void say_failed(struct wfs_store *s)
+{
+	char text[64];
+	int len = snprintf(text, sizeof(text), "%d " FAILED "\n", (int)getpid());
+
+	if (!atomic_exchange(&s->has_said_failed, true) && pwrite(s->lock_fd, text, (size_t)len, 0) != len)
+		wfs_store_log(s, "%s/lock cannot be written: %s", s->path, strerror(errno));
+}
+
 /* Flush what was renamed over something; files that fail stay on the list. */
 static int flush_renamed(struct wfs_store *s)
 {
@@ -263,7 +275,11 @@ int wfs_store_sync(struct wfs_store *s)
 {
 	int ret = flush_renamed(s);
 
-	return ret ? ret : wfs_db_sync(&s->db);
+	if (ret == 0)
+		ret = wfs_db_sync(&s->db);
+	if (ret && wfs_store_is_lost(s))
+		say_failed(s);
+	return ret;
 }
 
 int wfs_store_checkpoint(struct wfs_store *s, int min_pages)
@@ -400,11 +416,16 @@ static bool holder_is_gone(int pid)
 #define TRIES_QUIET 100       /* after 2 s of waiting for the end of a driver that is said */
 #define ENDING "ending"       /* in the lock file, after the pid */
 
-static bool holder_is_ending(int fd)
+static bool holder_says(int fd, const char *word)
 {
 	char text[64] = "";
 
-	return pread(fd, text, sizeof(text) - 1, 0) > 0 && strstr(text, " " ENDING);
+	return pread(fd, text, sizeof(text) - 1, 0) > 0 && strstr(text, word);
+}
+
+static bool holder_is_ending(int fd)
+{
+	return holder_says(fd, " " ENDING);
 }
 
 /*
@@ -495,6 +516,13 @@ bool wfs_store_is_ending(const char *path)
 	WFS_AUTO_CLOSE int fd = open_lock_of(path);
 
 	return fd >= 0 && holder_is_ending(fd);
+}
+
+bool wfs_store_has_failed(const char *path)
+{
+	WFS_AUTO_CLOSE int fd = open_lock_of(path);
+
+	return fd >= 0 && holder_says(fd, " " FAILED);
 }
 
 bool wfs_store_is_locked(const char *path, int *ret_pid)

@@ -75,7 +75,9 @@ int wfs_store_close(struct wfs_store *store);
 /*
  * Wait until every change that returned before this call would survive a
  * power cut: bytes of files renamed over others first, then the database.
- * -EIO where the disk failed. Blocks on the disk, holds no lock meanwhile.
+ * -EIO where the disk failed: everything that would change the store then fails with EIO until it is
+ * opened anew. A data file whose flush fails is no error here: its file is reported, with reason
+ * sync-failed (docs/decisions/0020). Blocks on the disk, holds no lock meanwhile.
  */
 int wfs_store_sync(struct wfs_store *store);
 
@@ -193,6 +195,12 @@ int wfs_store_each_report(struct wfs_store *store,
  * on waits for its end instead of being refused.
  */
 void wfs_store_say_ending(struct wfs_store *s);
+
+/*
+ * Did the process that has the store say that the disk failed to keep the database's log, so that
+ * it changes nothing any more (docs/decisions/0020)?
+ */
+bool wfs_store_has_failed(const char *path);
 
 /* True if a process (maybe this one) has the store at `path` open for writing; *ret_pid 0 if unknown. */
 bool wfs_store_is_locked(const char *path, int *ret_pid);

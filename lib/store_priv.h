@@ -71,6 +71,7 @@ struct wfs_store {
 	pthread_mutex_t collect_lock; /* held by the one collector */
 	atomic_bool collect_wanted;
 	atomic_bool settle_wanted; /* objects lost references since whole copies were last settled: lib/whole.h */
+	atomic_bool has_said_failed;
 	atomic_bool is_direct;    /* programs use data files themselves: wfs_store_use_directly */
 	atomic_bool cannot_punch; /* the disk below has no hole punching */
 	atomic_int shares_blocks; /* 1: the disk below lets files share blocks; -1: not; 0: not tried yet */

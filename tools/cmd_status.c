@@ -19,6 +19,7 @@ struct status {
 	struct wfs_store_stats stats;
 	struct wfs_recovery recovery;
 	bool in_use; /* a driver has it open */
+	bool failed; /* it changes nothing any more: the disk failed */
 	int pid;     /* of that driver; 0: unknown */
 	char *passthrough; /* "on", or why it is off; NULL: unknown */
 	bool verbose;
@@ -96,6 +97,7 @@ static int print_json(struct status *s)
 
 	ui_json_put(root, "store", ui_json_text(s->target.store));
 	ui_json_put(root, "mounted", json_boolean(s->in_use));
+	ui_json_put(root, "failed", json_boolean(s->failed));
 	ui_json_put(root, "mountpoint", ui_json_text(s->target.mountpoint));
 	ui_json_put(root, "passthrough", ui_json_text(s->in_use ? s->passthrough : NULL));
 	for (size_t i = 0; i < WFS_ARRAY_SIZE(numbers); i++)
@@ -144,6 +146,9 @@ static void print_place(const struct status *s)
 		printf("mounted  %s\n", dir);
 	else
 		printf("mounted  %s, but its driver is gone: weightfs umount it\n", dir);
+	if (s->failed)
+		puts("FAILED   the disk did not keep the database's log: nothing can be changed until the "
+		     "store is unmounted and mounted again");
 	if (s->in_use && s->passthrough && !strcmp(s->passthrough, "on"))
 		puts("speed    passthrough is on: files are read and written at the speed of the disk");
 	else if (s->in_use && s->passthrough)
@@ -335,6 +340,7 @@ static int gather(struct status *s)
 	/* A mount that only reads holds no lock that could be seen; it answers. */
 	s->in_use = wfs_store_is_locked(s->target.store, &s->pid) ||
 		    (s->target.mountpoint && access(s->target.mountpoint, F_OK) == 0);
+	s->failed = s->in_use && wfs_store_has_failed(s->target.store);
 	return ret < 0 ? ui_error_from(&err, ret, "status") : 0;
 }
 

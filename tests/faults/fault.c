@@ -193,6 +193,14 @@ uint64_t fault_calls(void)
 
 /* ---- writing ---- */
 
+/* Not the kernel's channel to the driver, nor a terminal. */
+static bool is_file(int fd)
+{
+	struct stat st;
+
+	return fstat(fd, &st) == 0 && S_ISREG(st.st_mode);
+}
+
 ssize_t pwrite64(int fd, const void *buf, size_t len, off64_t offset)
 {
 	remember(fd, offset, len);
@@ -208,7 +216,7 @@ ssize_t pwrite(int fd, const void *buf, size_t len, off_t offset)
 
 ssize_t write(int fd, const void *buf, size_t len)
 {
-	if (fd <= STDERR_FILENO || !fails(FAULT_WRITE))
+	if (!is_file(fd) || !fails(FAULT_WRITE))
 		return NEXT(write)(fd, buf, len);
 	return plan->halves && len > 1 ? NEXT(write)(fd, buf, len / 2) : -1;
 }
@@ -274,7 +282,7 @@ ssize_t pread(int fd, void *buf, size_t len, off_t offset)
 
 ssize_t read(int fd, void *buf, size_t len)
 {
-	return fails(FAULT_READ) ? -1 : NEXT(read)(fd, buf, len);
+	return is_file(fd) && fails(FAULT_READ) ? -1 : NEXT(read)(fd, buf, len);
 }
 
 /* What a compiler calls where it knows the size of the buffer. */
@@ -446,6 +454,7 @@ void *mmap64(void *addr, size_t len, int prot, int flags, int fd, off64_t offset
 
 #ifdef FAULT_PRELOAD
 
+#ifndef FAULT_NO_MALLOC /* a sanitizer has its own */
 void *__libc_malloc(size_t len);
 void *__libc_calloc(size_t n, size_t len);
 void *__libc_realloc(void *p, size_t len);
@@ -464,6 +473,8 @@ void *realloc(void *p, size_t len)
 {
 	return len > 0 && fails(FAULT_ALLOC) ? NULL : __libc_realloc(p, len);
 }
+
+#endif
 
 /* Only the driver's calls count, not those of what it starts. */
 __attribute__((constructor)) static void take_plan(void)
