@@ -342,6 +342,13 @@ int wfs_db_try_begin_read(struct wfs_db *db)
 	return 0;
 }
 
+/* Under the lock: SQLite's own sync, of the log or of the database file, has failed. */
+static void note_failed_sync(struct wfs_db *db, int code)
+{
+	if (code == SQLITE_IOERR_FSYNC || code == SQLITE_IOERR_DIR_FSYNC)
+		atomic_store(&db->log_failed, true);
+}
+
 int wfs_db_end(struct wfs_db *db, int ret)
 {
 	int code = SQLITE_OK;
@@ -350,6 +357,7 @@ int wfs_db_end(struct wfs_db *db, int ret)
 		ret = -EIO;
 	if (db->in_transaction && ret >= 0) {
 		code = step_once(db, WFS_Q_COMMIT);
+		note_failed_sync(db, code);
 		if (code == SQLITE_OK)
 			db->commits++;
 		else
@@ -425,12 +433,6 @@ int wfs_db_sync(struct wfs_db *db)
 	return ret;
 }
 
-/* Under the lock: SQLite's own sync, of the log or of the database file, has failed. */
-static void note_failed_sync(struct wfs_db *db, int code)
-{
-	if (code == SQLITE_IOERR_FSYNC || code == SQLITE_IOERR_DIR_FSYNC)
-		atomic_store(&db->log_failed, true);
-}
 
 static void log_is_moved(struct wfs_db *db)
 {

@@ -64,7 +64,7 @@
 			     "detail = CASE reason WHEN 'sync-failed' THEN detail ELSE ?3 END "    \
 			     "WHERE ino = ?4")                                                     \
 	Q(INODE_SYNC_FAILED, "UPDATE inode SET reason = 'sync-failed', detail = ? "                \
-			     "WHERE data_file = ?")                                                \
+			     "WHERE data_file = ? AND reason IS NOT 'sync-failed'")                \
 	Q(INODE_SYNC_HEALED, "UPDATE inode SET reason = NULL, detail = NULL, verdict = 0 "         \
 			     "WHERE data_file = ? AND reason = 'sync-failed'")                     \
 	Q(INODE_OF_STAGING, "SELECT ino FROM inode WHERE data_file = ?")                           \

@@ -366,12 +366,14 @@ static int seal_file(struct wfs_file *f)
 	return ret == -ENOENT ? 0 : ret; /* unlinked and dropped meanwhile */
 }
 
-/* Has a sync of it failed? It is reported already, and stays as it is. */
+/* Has a sync of it failed? It is reported, and stays as it is. */
 static bool is_unsure(struct wfs_file *f)
 {
 	struct wfs_content *c = wfs_file_content(f);
 	bool unsure = c->staging && wfs_datafile_is_unsure(c->table, c->staging->id);
 
+	if (unsure)
+		wfs_store_report_unsure(f->store, c->staging->id);
 	wfs_content_unref(c);
 	return unsure;
 }

@@ -158,19 +158,29 @@ int wfs_store_flush_later(struct wfs_store *s, uint64_t data_file)
 
 #define SYNC_FAILED_TEXT "the disk failed to write it: it may be lost when it is read again; write the file anew"
 
-static void report_failed_sync(struct wfs_store *s, uint64_t data_file)
+/* 1 and *ret_ino: recorded now; 0: it was already, or it is nobody's. */
+static int record_failed_sync(struct wfs_store *s, uint64_t data_file, uint64_t *ret_ino)
+{
+	int ret = wfs_db_begin(&s->db);
+
+	if (ret)
+		return ret;
+	ret = wfs_db_run(&s->db, WFS_Q_INODE_SYNC_FAILED, "ti", SYNC_FAILED_TEXT, data_file);
+	if (ret == 0 && wfs_db_changes(&s->db) > 0)
+		ret = wfs_db_number(&s->db, WFS_Q_INODE_OF_STAGING, ret_ino, "i", data_file);
+	return wfs_db_end(&s->db, ret);
+}
+
+/* What cannot be recorded now, since the database is on the same disk, is the next time. */
+void wfs_store_report_unsure(struct wfs_store *s, uint64_t data_file)
 {
 	WFS_AUTO_FREE char *path = NULL;
 	uint64_t ino = 0;
-	int ret = wfs_db_begin(&s->db);
+	int ret = record_failed_sync(s, data_file, &ino);
 
-	if (ret == 0) {
-		ret = wfs_db_run(&s->db, WFS_Q_INODE_SYNC_FAILED, "ti", SYNC_FAILED_TEXT, data_file);
-		if (ret == 0)
-			ret = wfs_db_number(&s->db, WFS_Q_INODE_OF_STAGING, &ino, "i", data_file);
-		ret = wfs_db_end(&s->db, ret);
-	}
-	if (ret >= 0 && ino)
+	if (ret == 0)
+		return;
+	if (ret > 0)
 		wfs_name_path(s, ino, &path);
 	wfs_store_log(s, "%s (data file %llu): " WFS_REASON_SYNC_FAILED ": " SYNC_FAILED_TEXT,
 		path ? path : "a file", (unsigned long long)data_file);
@@ -178,11 +188,10 @@ static void report_failed_sync(struct wfs_store *s, uint64_t data_file)
 
 int wfs_store_sync_staging(struct wfs_store *s, struct wfs_datafile *df)
 {
-	bool was_unsure = wfs_datafile_is_unsure(&s->datafiles, df->id);
 	int ret = wfs_datafile_sync(&s->datafiles, df);
 
-	if (ret && !was_unsure && wfs_datafile_is_unsure(&s->datafiles, df->id))
-		report_failed_sync(s, df->id);
+	if (ret && wfs_datafile_is_unsure(&s->datafiles, df->id))
+		wfs_store_report_unsure(s, df->id);
 	return ret;
 }
 

@@ -99,6 +99,8 @@ bool wfs_store_shares_blocks(struct wfs_store *s);
  * on (reason WFS_REASON_SYNC_FAILED), and so is every further call for it.
  */
 int wfs_store_sync_staging(struct wfs_store *s, struct wfs_datafile *df);
+/* Have it reported, if it is not yet. */
+void wfs_store_report_unsure(struct wfs_store *s, uint64_t data_file);
 /* All bytes of a dirty file were cut off: what was not written is none of it any more. */
 void wfs_store_staging_is_empty(struct wfs_store *s, struct wfs_datafile *df);
 
