@@ -86,7 +86,7 @@ endif
 # ---- targets ----
 
 .DEFAULT_GOAL := all
-.PHONY: all run test test-long test-all test-here unit check mutations bench asan tsan install \
+.PHONY: all run test test-long test-all test-here unit valgrind check mutations bench asan tsan install \
 	uninstall clean distclean help deps FORCE
 .DELETE_ON_ERROR:
 
@@ -134,6 +134,13 @@ test-here: all unit-programs bench-programs
 
 unit: unit-programs ## only the tests of lib/, which need no mount
 	@BUILD='$(BUILD)' SANITIZE='$(SANITIZE)' sh tools/run_tests.sh --unit $(UNIT_BIN)
+
+VALGRIND := valgrind --quiet --error-exitcode=99 --leak-check=full --show-leak-kinds=definite,indirect,possible \
+	--errors-for-leak-kinds=definite,indirect,possible --track-fds=yes --num-callers=25
+
+valgrind: unit-programs ## the tests of lib/ under memcheck: bytes, leaks, descriptors
+	@BUILD='$(BUILD)' UNIT_SECONDS=3600 UNIT_UNDER='$(VALGRIND)' \
+		sh tools/run_tests.sh --unit $(filter-out %/test_faults,$(UNIT_BIN))
 
 .PHONY: unit-programs
 unit-programs: $(UNIT_BIN) $(VERDICT_BIN) $(FAULT_LIB)

@@ -8,12 +8,11 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "lib/db_priv.h"
 #include "lib/db_uri.h"
 #include "lib/wal_file.h"
 
 #include "schema_sql.h"
-
-#define BUSY_MS 10000 /* for a lock that a process at the end of its life still holds */
 
 static int errno_of(int code)
 {
@@ -56,7 +55,7 @@ int wfs_db_error(struct wfs_db *db, int code, const char *what)
 	return ret;
 }
 
-static int pragma_number(sqlite3 *handle, const char *sql, int64_t *ret)
+int wfs_db_pragma(sqlite3 *handle, const char *sql, int64_t *ret)
 {
 	sqlite3_stmt *stmt = NULL;
 	int code = sqlite3_prepare_v2(handle, sql, -1, &stmt, NULL);
@@ -221,7 +220,7 @@ static void hold_view(struct wfs_db *db)
 		sqlite3_reset(stmt);
 }
 
-static void drop_view(struct wfs_db *db)
+void wfs_db_drop_view(struct wfs_db *db)
 {
 	if (db->holds_view)
 		sqlite3_reset(db->stmts[WFS_Q_VIEW]);
@@ -232,7 +231,7 @@ static void drop_view(struct wfs_db *db)
 static void drop_failed_view(struct wfs_db *db)
 {
 	if (db->has_failed)
-		drop_view(db);
+		wfs_db_drop_view(db);
 	db->has_failed = false;
 }
 
@@ -276,7 +275,7 @@ static int begin(struct wfs_db *db, enum wfs_query q)
 		code = step_once(db, q);
 	/* Another process has written, which none should: the view is of before. */
 	if ((code & 0xff) == SQLITE_BUSY && db->holds_view) {
-		drop_view(db);
+		wfs_db_drop_view(db);
 		code = step_once(db, q);
 	}
 	if (code == SQLITE_OK) {
@@ -342,13 +341,6 @@ int wfs_db_try_begin_read(struct wfs_db *db)
 	return 0;
 }
 
-/* Under the lock: SQLite's own sync, of the log or of the database file, has failed. */
-static void note_failed_sync(struct wfs_db *db, int code)
-{
-	if (code == SQLITE_IOERR_FSYNC || code == SQLITE_IOERR_DIR_FSYNC)
-		atomic_store(&db->log_failed, true);
-}
-
 int wfs_db_end(struct wfs_db *db, int ret)
 {
 	int code = SQLITE_OK;
@@ -357,7 +349,7 @@ int wfs_db_end(struct wfs_db *db, int ret)
 		ret = -EIO;
 	if (db->in_transaction && ret >= 0) {
 		code = step_once(db, WFS_Q_COMMIT);
-		note_failed_sync(db, code);
+		wfs_db_note_failed_sync(db, code);
 		if (code == SQLITE_OK)
 			db->commits++;
 		else
@@ -387,120 +379,6 @@ int wfs_db_end_part(struct wfs_db *db, int ret)
 	if (step_once(db, WFS_Q_PART_END) != SQLITE_OK)
 		db->is_broken = true;
 	return ret;
-}
-
-/*
- * A sync of the log has failed, and the kernel may have dropped what it did not write
- * (docs/decisions/0020). Under sync_lock: write all of it again, if it can still be read; else
- * nothing can be written any more.
- */
-static int write_log_again(struct wfs_db *db)
-{
-	int ret;
-
-	pthread_mutex_lock(&db->lock);
-	ret = atomic_load(&db->is_lost) ? -EIO : wfs_wal_rewrite(db->wal_fd, db->wal_pages);
-	if (ret == 0) {
-		db->synced = db->commits;
-		atomic_store(&db->log_failed, false);
-	} else if (!atomic_exchange(&db->is_lost, true) && db->log) {
-		db->log(db->log_ctx, "the database's log cannot be written to the disk: nothing can be "
-			"changed until the store is mounted again");
-	}
-	pthread_mutex_unlock(&db->lock);
-	return ret ? -EIO : 0;
-}
-
-int wfs_db_sync(struct wfs_db *db)
-{
-	uint64_t commits;
-	int ret = 0;
-
-	pthread_mutex_lock(&db->lock);
-	commits = db->commits;
-	pthread_mutex_unlock(&db->lock);
-
-	pthread_mutex_lock(&db->sync_lock);
-	if (db->synced < commits && !atomic_load(&db->log_failed)) {
-		if (fdatasync(db->wal_fd) == 0)
-			db->synced = commits;
-		else
-			atomic_store(&db->log_failed, true);
-	}
-	if (atomic_load(&db->log_failed))
-		ret = write_log_again(db);
-	pthread_mutex_unlock(&db->sync_lock);
-	return ret;
-}
-
-
-static void log_is_moved(struct wfs_db *db)
-{
-	db->wal_pages = 0;
-	db->bound_pages = WFS_DB_LOG_BOUND;
-}
-
-int wfs_db_checkpoint(struct wfs_db *db, int min_pages)
-{
-	int code = SQLITE_OK, pages, moved;
-
-	/* What is read of it may be wrong: not into the database. wfs_db_sync sees to it. */
-	if (atomic_load(&db->log_failed))
-		return -EIO;
-	pthread_mutex_lock(&db->lock);
-	if (db->wal_pages >= min_pages) {
-		drop_view(db);
-		code = sqlite3_wal_checkpoint_v2(db->handle, NULL, SQLITE_CHECKPOINT_PASSIVE, &pages,
-			&moved);
-		if (code == SQLITE_OK && moved == pages)
-			log_is_moved(db);
-		note_failed_sync(db, code);
-	}
-	pthread_mutex_unlock(&db->lock);
-	/* A reader in another process may hold it up; the next call tries again. */
-	return code == SQLITE_OK || code == SQLITE_BUSY ? 0 : wfs_db_error(db, code, "checkpoint");
-}
-
-#define SPARE_PAGES 32 /* unused pages that may stay */
-#define VACUUM_PAGES 512 /* returned at once: 2 MiB, a few milliseconds under the lock */
-
-/* Move the log, and make its file empty. SQLITE_BUSY: a reader in another process is in the way. */
-static int empty_log(struct wfs_db *db)
-{
-	int code;
-
-	sqlite3_busy_timeout(db->handle, 0);
-	code = sqlite3_wal_checkpoint_v2(db->handle, NULL, SQLITE_CHECKPOINT_TRUNCATE, NULL, NULL);
-	sqlite3_busy_timeout(db->handle, BUSY_MS);
-	if (code == SQLITE_OK)
-		log_is_moved(db);
-	note_failed_sync(db, code);
-	return code;
-}
-
-int wfs_db_tidy(struct wfs_db *db)
-{
-	int64_t unused = 0;
-	int code;
-
-	if (atomic_load(&db->log_failed))
-		return -EIO;
-	pthread_mutex_lock(&db->lock);
-	drop_view(db);
-	code = pragma_number(db->handle, "PRAGMA freelist_count", &unused);
-	if (code == SQLITE_OK && unused > SPARE_PAGES) {
-		char sql[64];
-
-		snprintf(sql, sizeof(sql), "PRAGMA incremental_vacuum(%d)", VACUUM_PAGES);
-		code = sqlite3_exec(db->handle, sql, NULL, NULL, NULL);
-		unused -= VACUUM_PAGES;
-	}
-	if (code == SQLITE_OK && unused <= SPARE_PAGES)
-		code = empty_log(db);
-	pthread_mutex_unlock(&db->lock);
-	if (code == SQLITE_BUSY)
-		return 1;
-	return code == SQLITE_OK ? unused > SPARE_PAGES : wfs_db_error(db, code, "tidying up");
 }
 
 /* ---- opening ---- */
@@ -644,7 +522,7 @@ static int open_handle(struct wfs_db *db, bool create)
 static int is_empty(struct wfs_db *db, bool *ret)
 {
 	int64_t tables = 0;
-	int code = pragma_number(db->handle, "SELECT count(*) FROM sqlite_schema", &tables);
+	int code = wfs_db_pragma(db->handle, "SELECT count(*) FROM sqlite_schema", &tables);
 
 	*ret = tables == 0;
 	return code;
@@ -654,7 +532,7 @@ static int create_schema(struct wfs_db *db)
 {
 	char sql[160];
 	int64_t pages = 0;
-	int code = pragma_number(db->handle, "PRAGMA page_count", &pages);
+	int code = wfs_db_pragma(db->handle, "PRAGMA page_count", &pages);
 
 	/* Before the first table: pages can then be given back one by one. */
 	if (code == SQLITE_OK)
@@ -674,10 +552,10 @@ static int create_schema(struct wfs_db *db)
 static int check_version(struct wfs_db *db, struct wfs_err *err)
 {
 	int64_t app = 0, version = 0;
-	int code = pragma_number(db->handle, "PRAGMA application_id", &app);
+	int code = wfs_db_pragma(db->handle, "PRAGMA application_id", &app);
 
 	if (code == SQLITE_OK)
-		code = pragma_number(db->handle, "PRAGMA user_version", &version);
+		code = wfs_db_pragma(db->handle, "PRAGMA user_version", &version);
 	if (code != SQLITE_OK)
 		return open_failed(db, code, err);
 	if (app != WFS_DB_APPLICATION_ID)
@@ -712,7 +590,7 @@ static int set_pragmas(struct wfs_db *db)
 		NULL, NULL, NULL);
 
 	sqlite3_db_config(db->handle, SQLITE_DBCONFIG_DEFENSIVE, 1, NULL);
-	sqlite3_busy_timeout(db->handle, BUSY_MS);
+	sqlite3_busy_timeout(db->handle, WFS_DB_BUSY_MS);
 	if (code != SQLITE_OK || db->read_only)
 		return code;
 	/* In place of SQLite's own checkpoints: this hook is where they would start. */
@@ -743,7 +621,7 @@ static int open_wal(struct wfs_db *db, struct wfs_err *err)
 	int64_t clean = 0;
 	int code;
 
-	pragma_number(db->handle, "SELECT value FROM meta WHERE key = 'clean'", &clean);
+	wfs_db_pragma(db->handle, "SELECT value FROM meta WHERE key = 'clean'", &clean);
 	db->was_clean = clean == 1;
 	code = sqlite3_exec(db->handle,
 		"BEGIN IMMEDIATE; INSERT OR REPLACE INTO meta (key, value) VALUES ('clean', 0);"
@@ -815,7 +693,7 @@ int wfs_db_open(struct wfs_db *db, const char *dir, bool read_only, bool create,
 	memset(db->stmts, 0, sizeof(db->stmts));
 	db->handle = NULL;
 	db->commits = 0;
-	log_is_moved(db);
+	wfs_db_log_is_moved(db);
 	db->synced = 0;
 	db->in_transaction = false;
 	db->holds_view = db->is_broken = db->has_failed = false;

@@ -23,6 +23,8 @@ PYTEST_PROCESSES=${PYTEST_PROCESSES:-2}
 # A hang is a failure: seconds for one unit test program. (pytest has its own limits.)
 UNIT_SECONDS=${UNIT_SECONDS:-300}
 
+# UNIT_UNDER: what each of them is run under, such as valgrind.
+
 unit_only=no
 if [ "${1-}" = --unit ]; then
 	unit_only=yes
@@ -44,7 +46,8 @@ run_unit()
 {
 	log=$BUILD/tests/$(basename "$1").log
 	status=0
-	timeout "$UNIT_SECONDS" "$1" >"$log" 2>&1 || status=$?
+	# shellcheck disable=SC2086
+	timeout "$UNIT_SECONDS" ${UNIT_UNDER-} "$1" >"$log" 2>&1 || status=$?
 	if [ "$status" -ne 0 ]; then
 		cat "$log"
 		fail "$1: exit status $status"

@@ -93,6 +93,7 @@ want_test()
 	has bindfs || add bindfs bindfs bindfs bindfs
 	has git || add git git git git
 	has git-lfs || add git-lfs git-lfs git-lfs git-lfs
+	has valgrind || add valgrind valgrind valgrind valgrind
 	has cpio || add cpio cpio cpio cpio
 	has inotifywait || add inotify-tools inotify-tools inotify-tools inotify-tools
 	has bsdtar || add libarchive-tools bsdtar libarchive bsdtar
