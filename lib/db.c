@@ -14,6 +14,12 @@
 
 #include "schema_sql.h"
 
+/* What SQLite cannot open to write it opens to read: the disk has failed. A read-only one is seen before. */
+static int errno_to_write(const struct wfs_db *db, int ret)
+{
+	return ret == -EROFS && !db->read_only ? -EIO : ret;
+}
+
 static int errno_of(int code)
 {
 	if (code == SQLITE_READONLY_DBMOVED) /* or it could not be looked at */
@@ -41,7 +47,7 @@ static int errno_of(int code)
 
 int wfs_db_error(struct wfs_db *db, int code, const char *what)
 {
-	int ret = errno_of(code);
+	int ret = errno_to_write(db, errno_of(code));
 	char line[400];
 
 	db->has_failed = true;
@@ -456,7 +462,7 @@ int wfs_db_migrate(sqlite3 *handle, unsigned have, unsigned want,
 
 static int open_failed(struct wfs_db *db, int code, struct wfs_err *err)
 {
-	int ret = errno_of(code);
+	int ret = errno_to_write(db, errno_of(code));
 	const char *why = db->handle ? sqlite3_errmsg(db->handle) : sqlite3_errstr(code);
 
 	if ((code & 0xff) == SQLITE_NOTADB)

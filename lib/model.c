@@ -64,6 +64,7 @@ static int read_shard(
 	if (err == -ENOENT)
 		return -EAGAIN; /* it was replaced since the directory was looked at */
 	if (err == -EIO) {
+		m->may_change = true; /* it may be the disk's mood: looked at again the next time */
 		leave_out(m, file->name, "it cannot be read");
 		return 0;
 	}
