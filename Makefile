@@ -135,8 +135,8 @@ test-here: all unit-programs bench-programs
 unit: unit-programs ## only the tests of lib/, which need no mount
 	@BUILD='$(BUILD)' SANITIZE='$(SANITIZE)' sh tools/run_tests.sh --unit $(UNIT_BIN)
 
-VALGRIND := valgrind --quiet --error-exitcode=99 --leak-check=full --show-leak-kinds=definite,indirect,possible \
-	--errors-for-leak-kinds=definite,indirect,possible --track-fds=yes --num-callers=25
+VALGRIND := valgrind --quiet --error-exitcode=99 --leak-check=full --show-leak-kinds=definite,indirect \
+	--errors-for-leak-kinds=definite,indirect --track-fds=yes --child-silent-after-fork=yes --num-callers=25
 
 valgrind: unit-programs ## the tests of lib/ under memcheck: bytes, leaks, descriptors
 	@BUILD='$(BUILD)' UNIT_SECONDS=3600 UNIT_UNDER='$(VALGRIND)' \

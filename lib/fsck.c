@@ -118,8 +118,10 @@ static int open_directories(struct wfs_fsck_run *run)
 			"%s is not a directory", run->path);
 	if (run->store_fd < 0)
 		return wfs_err_errno(run->err, -errno, "%s", run->path);
-	if (fstatat(run->store_fd, "weightfs.db", &st, AT_SYMLINK_NOFOLLOW) != 0 ||
-	    !S_ISREG(st.st_mode))
+	st.st_mode = 0;
+	if (fstatat(run->store_fd, "weightfs.db", &st, AT_SYMLINK_NOFOLLOW) != 0 && errno != ENOENT)
+		return wfs_err_errno(run->err, -errno, "%s/weightfs.db", run->path);
+	if (!S_ISREG(st.st_mode))
 		return wfs_err_set(run->err, -ENOTEMPTY, "not-a-store", WFS_NO_OFFSET,
 			"%s is not a store: it has no file weightfs.db", run->path);
 	run->data_fd = openat(run->store_fd, "data",
