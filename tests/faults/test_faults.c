@@ -302,7 +302,7 @@ struct trial {
 struct shared {
 	struct model before; /* after the set-up */
 	struct model model;
-	uint64_t calls; /* of the run */
+	uint64_t calls, hits; /* of the run */
 };
 
 struct sweep {
@@ -415,6 +415,7 @@ static void run(struct sweep *sw, const struct trial *t)
 	t->scenario->run(&w);
 	w.m->hits = fault_disarm();
 	sw->shared->calls = fault_calls();
+	sw->shared->hits = w.m->hits;
 	if (w.m->failed)
 		return;
 	if (t->scenario->opens && !t->crashes)
@@ -516,9 +517,10 @@ static bool try(struct sweep *sw, const struct trial *t)
 
 	*m = sw->shared->before;
 	m->loses = t->way->loses;
+	sw->shared->hits = 0;
 	copy_store(sw->template, sw->path);
 	in_process(sw, run, t);
-	hit = m->hits > 0;
+	hit = sw->shared->hits > 0;
 	if (!m->failed)
 		in_process(sw, look, t);
 	if (m->failed)
