@@ -1,6 +1,6 @@
 """`weightfs backup`: a state of the store that existed, whatever is done to the store or to the backup meanwhile.
 
-    WEIGHTFS_BACKUP_SECONDS   of writing beside backups (default 4; long form 60)
+    WEIGHTFS_BACKUP_SECONDS   of writing beside backups (default 3; long form 60)
 """
 
 import contextlib
@@ -20,8 +20,9 @@ from support.files import MIB, random_bytes, read_file, tree_hashes, write_file
 from support.mounts import data_files, disk_blocks, wait_for
 from support.shards import shard
 
-SECONDS = float(os.environ.get("WEIGHTFS_BACKUP_SECONDS", "4"))
+SECONDS = float(os.environ.get("WEIGHTFS_BACKUP_SECONDS", "3"))
 LONG_SECONDS = max(SECONDS, 60)
+STRIDE = 9  # of the kill points, in the short form
 WRITERS = 3
 
 
@@ -91,8 +92,16 @@ def fill(directory, seed=0):
     os.utime(directory / "large.bin", ns=(10**18, 10**18 + 123456789))
 
 
-@pytest.mark.parametrize("state", ["dirty", "sealed", "unmounted", "read-only"])
-@pytest.mark.parametrize("form", ["directory", "file", "pipe"])
+QUICK = {("dirty", "directory"), ("sealed", "pipe"), ("unmounted", "file")}
+
+
+def cases():
+    for state in ("dirty", "sealed", "unmounted", "read-only"):
+        for form in ("directory", "file", "pipe"):
+            yield pytest.param(state, form, marks=[] if (state, form) in QUICK else [pytest.mark.long])
+
+
+@pytest.mark.parametrize("state,form", cases())
 def test_what_is_in_it(backup, state, form):
     """Every form, of a store in every state, has names, bytes, attributes; restoring is cp -r, or tar x."""
     mount = backup.mount
@@ -335,7 +344,8 @@ def test_removed_while_it_is_copied(backup):
 
 # ---- when it goes wrong ----
 
-def test_killed_at_any_moment(backup):
+@pytest.mark.parametrize("rounds", [4, pytest.param(30, marks=pytest.mark.long)])
+def test_killed_at_any_moment(backup, rounds):
     """Killed while it copies: what was there before is whole, and the next run completes it."""
     mount, generator = backup.mount, random.Random(3)
     fill(mount.dir / "d")
@@ -343,7 +353,7 @@ def test_killed_at_any_moment(backup):
     backup.make()
     states = [tree_hashes(mount.dir)]
     killed = finished = 0
-    for round_ in range(12):
+    for round_ in range(rounds):
         fill_more(mount.dir / f"more-{round_}", round_)
         shutil.rmtree(mount.dir / f"more-{round_ - 2}", ignore_errors=True)
         states.append(tree_hashes(mount.dir))
@@ -360,11 +370,88 @@ def test_killed_at_any_moment(backup):
         backup.assert_clean()
         with backup.restored() as restored:
             assert tree_hashes(restored) in states
-    assert killed > 2, (killed, finished)
+    assert killed > 1, (killed, finished)
     backup.make()
     assert sorted(os.listdir(backup.dir)) == ["data", "lock", "weightfs.db"]
     with backup.restored() as restored:
         assert tree_hashes(restored) == states[-1]
+
+
+KILLER = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <sys/types.h>
+#include <unistd.h>
+
+static atomic_int calls;
+
+static void count(void)
+{
+	const char *at = getenv("KILL_AT");
+
+	if (at && atomic_fetch_add(&calls, 1) + 1 == atoi(at))
+		kill(getpid(), SIGKILL);
+}
+
+#define WATCH(name, params, args) \
+	int name params { count(); return ((int (*) params)dlsym(RTLD_NEXT, #name)) args; }
+WATCH(rename, (const char *a, const char *b), (a, b))
+WATCH(renameat, (int a, const char *b, int c, const char *d), (a, b, c, d))
+WATCH(unlink, (const char *a), (a))
+WATCH(unlinkat, (int a, const char *b, int c), (a, b, c))
+WATCH(mkdirat, (int a, const char *b, mode_t c), (a, b, c))
+WATCH(fsync, (int a), (a))
+WATCH(fdatasync, (int a), (a))
+"""
+
+
+@pytest.fixture
+def killer(tmp_path):
+    """A library that kills its process before the KILL_AT-th call that changes names or waits for the disk."""
+    source, library = tmp_path / "killer.c", tmp_path / "killer.so"
+    source.write_text(KILLER)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    return library
+
+
+@pytest.mark.parametrize("stride", [STRIDE, pytest.param(1, marks=pytest.mark.long)])
+def test_killed_before_every_step(backup, killer, stride):
+    """Killed before each rename, removal and flush in turn: the old backup or, after --finish, the new one is whole."""
+    mount = backup.mount
+    for number in range(6):
+        write_file(mount.dir / f"{number}.bin", random_bytes(number, 150_000))
+    mount.wait_sealed()
+    backup.make()
+    old = tree_hashes(mount.dir)
+    os.unlink(mount.dir / "0.bin")
+    with open(mount.dir / "1.bin", "r+b") as f:
+        f.write(b"changed")
+    write_file(mount.dir / "6.bin", random_bytes(6, 150_000))
+    new = tree_hashes(mount.dir)
+    saved, seen = backup.base / "saved", set()
+    shutil.copytree(backup.dir, saved)
+    for at in range(1, 1000, stride):
+        process = subprocess.run([mount.weightfs, "backup", mount.store, backup.dir], stdout=subprocess.DEVNULL,
+                                 env={**os.environ, "LD_PRELOAD": str(killer), "KILL_AT": str(at),
+                                      "ASAN_OPTIONS": "verify_asan_link_order=0"})
+        whole = (backup.dir / "weightfs.db").exists()
+        if not whole:
+            assert "completed" in mount.run("backup", "--finish", backup.dir).stdout
+        backup.assert_clean()
+        with backup.restored() as restored:
+            found = tree_hashes(restored)
+        assert found in (old, new), at
+        seen.add((whole, found == new))
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL
+        shutil.rmtree(backup.dir)
+        shutil.copytree(saved, backup.dir)
+    assert process.returncode == 0 and {(True, False), (True, True)} <= seen
+    assert stride > 1 or (False, True) in seen
 
 
 def fill_more(directory, seed):

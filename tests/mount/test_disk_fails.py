@@ -77,7 +77,15 @@ class Disk:
 WAYS = [("ext4", "shutdown"), ("xfs", "shutdown"), ("ext4", "cut"), ("ext4", "abort"), ("ext4", "detach")]
 
 
-@pytest.fixture(params=WAYS, ids="-".join)
+def quick_and_long(*quick):
+    """Every way and both paths in the long form; in the short one those that `quick` names."""
+    return pytest.mark.parametrize("disk,mount", [
+        pytest.param(way, passthrough, id="-".join([*way, name]),
+                     marks=[] if (*way, name) in quick else [pytest.mark.long])
+        for way in WAYS for passthrough, name in (("auto", "passthrough"), ("off", "ordinary"))], indirect=True)
+
+
+@pytest.fixture
 def disk(request, tmp_path):
     kind, way = request.param
     disk = Disk(kind, tmp_path)
@@ -87,7 +95,7 @@ def disk(request, tmp_path):
     disk.end()
 
 
-@pytest.fixture(params=["auto", "off"], ids=["passthrough", "ordinary"])
+@pytest.fixture
 def mount(request, disk, unmounted):
     """A mount of a store on that disk; ended, whatever happened, before the disk is."""
     unmounted.store = disk.path / "store"
@@ -204,6 +212,7 @@ def prepare(mount):
             "write": os.open(d / "written.bin", os.O_RDWR | os.O_CREAT)}
 
 
+@quick_and_long(("ext4", "shutdown", "passthrough"), ("ext4", "cut", "ordinary"))
 def test_every_call_ends(disk, mount):
     """With the disk gone each call ends; the mount is unmounted; the disk back, what was sealed is there."""
     open_files = prepare(mount)
@@ -252,14 +261,9 @@ def come_back(disk, mount):
     mount.store = disk.path.parent / "nothing"  # for the fixture: the disk goes first
 
 
-def quick_and_long(which):
-    """Every way in the long form; in the short one what `which` says."""
-    return pytest.mark.parametrize("disk", [pytest.param(way, marks=[] if way == which else [pytest.mark.long],
-                                                         id="-".join(way)) for way in WAYS], indirect=True)
-
-
-@quick_and_long(("ext4", "shutdown"))
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=["TERM", "INT", "HUP"])
+@quick_and_long(("ext4", "shutdown", "ordinary"))
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long),
+                                    pytest.param(signal.SIGHUP, marks=pytest.mark.long)], ids=["TERM", "INT", "HUP"])
 def test_asked_to_stop(mount, disk, number):
     """A signal ends the driver, though programs have files open and the disk fails."""
     open_files = prepare(mount)
@@ -276,7 +280,7 @@ def test_asked_to_stop(mount, disk, number):
     mount.store = disk.path.parent / "nothing"
 
 
-@quick_and_long(("ext4", "cut"))
+@quick_and_long(("xfs", "shutdown", "passthrough"))
 def test_busy_when_it_fails(mount, disk):
     """Programs in the middle of reading, writing and sealing when the disk fails: none hangs."""
     open_files = prepare(mount)
