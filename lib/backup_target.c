@@ -172,7 +172,8 @@ static int remove_directories(const struct wfs_backup_target *t, const char *top
 
 	for (unsigned xx = 0; xx < 256; xx++) {
 		snprintf(name, sizeof(name), "%s/%02x", top, xx);
-		unlinkat(t->dir_fd, name, AT_REMOVEDIR);
+		if (wfs_backup_target_has(t, name))
+			unlinkat(t->dir_fd, name, AT_REMOVEDIR);
 	}
 	return unlinkat(t->dir_fd, top, AT_REMOVEDIR) != 0 && errno != ENOENT ? -errno : 0;
 }
