@@ -49,7 +49,8 @@ class Disk:
         subprocess.run(["mount", self.device, self.path], check=True)
 
     def umount(self):
-        subprocess.run(["umount", self.path], check=True)
+        wait_for(lambda: subprocess.run(["umount", self.path], capture_output=True).returncode == 0, CALL_SECONDS,
+                 "nobody looks at the disk")
 
     def shutdown(self):
         fd = os.open(self.path, os.O_RDONLY)
