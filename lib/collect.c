@@ -179,7 +179,7 @@ static int find_gaps(struct wfs_store *s, uint64_t id, const struct stat *st, st
 
 		if (!err && offset > end)
 			err = add_gap(gaps, end, offset, block);
-		end = offset + (uint64_t)sqlite3_column_int64(row, 3);
+		end = WFS_MAX(end, offset + (uint64_t)sqlite3_column_int64(row, 3));
 	}
 	if (!err && more == 0)
 		err = add_gap(gaps, end, size, block);

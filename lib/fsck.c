@@ -19,7 +19,7 @@
 
 bool wfs_fsck_in_use(struct wfs_fsck_run *run)
 {
-	WFS_AUTO_CLOSE int fd = openat(run->store_fd, "lock",
+	WFS_AUTO_CLOSE int fd = run->holds_lock ? -1 : openat(run->store_fd, "lock",
 		O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
 
 	/* Given back by close at once: a mount that starts now must not be refused. */
@@ -61,7 +61,7 @@ static int open_connection(struct wfs_fsck_run *run, sqlite3 **ret)
 	WFS_AUTO_FREE char *path = NULL;
 	int code;
 
-	if (asprintf(&path, "%s/weightfs.db", run->path) < 0) {
+	if (asprintf(&path, "%s/%s", run->path, run->db_name) < 0) {
 		path = NULL;
 		return SQLITE_NOMEM;
 	}
@@ -119,8 +119,8 @@ static int open_directories(struct wfs_fsck_run *run)
 	if (run->store_fd < 0)
 		return wfs_err_errno(run->err, -errno, "%s", run->path);
 	st.st_mode = 0;
-	if (fstatat(run->store_fd, "weightfs.db", &st, AT_SYMLINK_NOFOLLOW) != 0 && errno != ENOENT)
-		return wfs_err_errno(run->err, -errno, "%s/weightfs.db", run->path);
+	if (fstatat(run->store_fd, run->db_name, &st, AT_SYMLINK_NOFOLLOW) != 0 && errno != ENOENT)
+		return wfs_err_errno(run->err, -errno, "%s/%s", run->path, run->db_name);
 	if (!S_ISREG(st.st_mode))
 		return wfs_err_set(run->err, -ENOTEMPTY, "not-a-store", WFS_NO_OFFSET,
 			"%s is not a store: it has no file weightfs.db", run->path);
@@ -203,8 +203,9 @@ static int open_database(struct wfs_fsck_run *run)
 	return ret;
 }
 
-static void close_all(struct wfs_fsck_run *run)
+void wfs_fsck_close(struct wfs_fsck_run *run)
 {
+	free(run->excused);
 	sqlite3_finalize(run->name_of);
 	sqlite3_close(run->fresh);
 	sqlite3_close(run->db);
@@ -214,7 +215,7 @@ static void close_all(struct wfs_fsck_run *run)
 		close(run->store_fd);
 }
 
-static int check_all(struct wfs_fsck_run *run)
+static int check_parts(struct wfs_fsck_run *run)
 {
 	int ret = wfs_fsck_schema(run);
 
@@ -223,6 +224,8 @@ static int check_all(struct wfs_fsck_run *run)
 	ret = wfs_fsck_integrity(run);
 	if (ret == 0)
 		ret = wfs_fsck_count(run);
+	if (ret == 0)
+		ret = wfs_fsck_find_excused(run);
 	if (ret == 0)
 		ret = wfs_fsck_names(run);
 	if (ret == 0)
@@ -234,22 +237,28 @@ static int check_all(struct wfs_fsck_run *run)
 	return ret;
 }
 
+int wfs_fsck_check_all(struct wfs_fsck_run *run)
+{
+	int ret = open_directories(run);
+
+	run->budget = STEPS_FREE;
+	if (ret == 0)
+		ret = open_database(run);
+	return ret ? ret : check_parts(run);
+}
+
 int wfs_fsck(const char *path, const struct wfs_fsck_options *options,
 	void (*fn)(void *ctx, const struct wfs_fsck_finding *finding), void *ctx,
 	struct wfs_fsck_summary *ret, struct wfs_err *err)
 {
 	struct wfs_fsck_run run = {
-		.path = path, .store_fd = -1, .data_fd = -1, .options = options,
-		.fn = fn, .ctx = ctx, .err = err, .budget = STEPS_FREE,
+		.path = path, .db_name = "weightfs.db", .store_fd = -1, .data_fd = -1,
+		.options = options, .fn = fn, .ctx = ctx, .err = err,
 	};
-	int result = open_directories(&run);
+	int result = wfs_fsck_check_all(&run);
 
 	if (result == 0)
-		result = open_database(&run);
-	if (result == 0)
-		result = check_all(&run);
-	if (result == 0)
 		*ret = run.summary;
-	close_all(&run);
+	wfs_fsck_close(&run);
 	return result;
 }

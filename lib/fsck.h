@@ -1,9 +1,9 @@
 /*
- * fsck.h - are all invariants of the schema and of the data files true?
+ * fsck.h - are all invariants of the schema and of the data files true? And making them so.
  *
- * Looks only; it changes nothing. On a store that is in use it sees one
+ * wfs_fsck looks only; it changes nothing. On a store that is in use it sees one
  * committed state of the database; the data files of dirty inodes are then
- * not looked into.
+ * not looked into. wfs_fsck_repair needs the store for itself.
  */
 #ifndef WFS_FSCK_H
 #define WFS_FSCK_H
@@ -35,5 +35,40 @@ struct wfs_fsck_options {
 int wfs_fsck(const char *path, const struct wfs_fsck_options *options,
 	void (*fn)(void *ctx, const struct wfs_fsck_finding *finding), void *ctx,
 	struct wfs_fsck_summary *ret, struct wfs_err *err);
+
+/* One thing that a repair did, or would do. */
+struct wfs_fsck_action {
+	const char *kind;  /* of the finding, or the reason of a damaged file */
+	const char *where;
+	const char *text;
+};
+
+struct wfs_fsck_repair {
+	bool dry_run; /* change nothing, say what would be done */
+	void (*found)(void *ctx, const struct wfs_fsck_finding *finding);
+	void (*done)(void *ctx, const struct wfs_fsck_action *action);
+	void (*left)(void *ctx, const struct wfs_fsck_finding *finding); /* could not be repaired */
+	void *ctx;
+};
+
+struct wfs_fsck_repaired {
+	struct wfs_fsck_summary before;
+	uint64_t actions;
+	uint64_t left;   /* findings afterwards; of a dry run those before */
+	char kept[40];   /* directory in the store with the database as it was; "" if nothing was done */
+};
+
+/*
+ * Check the store at `path` and repair what is found. Loses nothing: the database as
+ * it was stays in STORE/before-repair-DATE, beside whatever was in data/ and was no
+ * data file; what has no place any more gets a name in the directory lost+found of
+ * the mount's root, and files whose bytes are gone say so (verdict 5, EIO). The new database replaces the
+ * old one in one step, at the end: a repair that is stopped has changed nothing.
+ *
+ * 0 with *ret; -EBUSY store-locked where somebody has the store open for writing; -ENOSPC
+ * where there is no room for two more copies of the database; -errno with *err as wfs_fsck.
+ */
+int wfs_fsck_repair(const char *path, const struct wfs_fsck_options *options,
+	const struct wfs_fsck_repair *repair, struct wfs_fsck_repaired *ret, struct wfs_err *err);
 
 #endif

@@ -199,7 +199,8 @@ static int read_objects(struct reader *r, const char *sql)
 	wfs_fsck_begin(r->run, "object-digest");
 	ret = wfs_fsck_query(r->run, sql, &stmt);
 	while (ret >= 0 && (ret = wfs_fsck_step(r->run, stmt)) > 0) {
-		if (is_sound(r, stmt) || !was_meant(r->run, stmt))
+		if (wfs_fsck_is_excused(r->run, sqlite3_column_int64(stmt, 0)) || is_sound(r, stmt) ||
+			!was_meant(r->run, stmt))
 			continue;
 		r->bad[r->n_bad++] = (struct bad_object){ .id = sqlite3_column_int64(stmt, 0) };
 		if (r->n_bad == BAD_MAX)

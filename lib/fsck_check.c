@@ -198,7 +198,7 @@ static void add_column(struct wfs_fsck_line *line, sqlite3_stmt *stmt, int col)
 	}
 }
 
-static void fill_in(struct wfs_fsck_run *run, sqlite3_stmt *stmt, const char *template,
+void wfs_fsck_fill(struct wfs_fsck_run *run, sqlite3_stmt *stmt, const char *template,
 	struct wfs_fsck_line *line)
 {
 	line->len = 0;
@@ -227,8 +227,11 @@ static int run_check(struct wfs_fsck_run *run, const struct wfs_fsck_check *chec
 	wfs_fsck_begin(run, check->kind);
 	ret = wfs_fsck_query(run, check->sql, &stmt);
 	while (ret >= 0 && (ret = wfs_fsck_step(run, stmt)) > 0) {
-		fill_in(run, stmt, check->where, &where);
-		fill_in(run, stmt, check->text, &text);
+		if (check->when == WFS_FSCK_OBJECT &&
+			wfs_fsck_is_excused(run, sqlite3_column_int64(stmt, 0)))
+			continue;
+		wfs_fsck_fill(run, stmt, check->where, &where);
+		wfs_fsck_fill(run, stmt, check->text, &text);
 		wfs_fsck_report_at(run, check->kind, where.text, text.text);
 	}
 	sqlite3_finalize(stmt);
@@ -241,7 +244,59 @@ int wfs_fsck_table(struct wfs_fsck_run *run, const struct wfs_fsck_check *checks
 	int ret = 0;
 
 	for (size_t i = 0; i < n && ret == 0; i++)
-		if (checks[i].when == WFS_FSCK_ALWAYS || settled)
+		if (checks[i].when != WFS_FSCK_SETTLED || settled)
 			ret = run_check(run, &checks[i]);
+	return ret;
+}
+
+/* ---- what is known to be damaged ---- */
+
+static int compare_ids(const void *a, const void *b)
+{
+	int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+
+	return x < y ? -1 : x > y;
+}
+
+bool wfs_fsck_is_excused(const struct wfs_fsck_run *run, int64_t object)
+{
+	return run->n_excused > 0 && bsearch(&object, run->excused, run->n_excused,
+		sizeof(object), compare_ids);
+}
+
+/* In order: grouped by the object's number. */
+static const char damaged_objects[] =
+	"SELECT c.object FROM manifest_object c JOIN object o ON o.id = c.object"
+	" WHERE c.manifest IN (SELECT i.manifest FROM inode i WHERE i.verdict = 5"
+	" AND i.reason IS NOT NULL AND i.manifest IS NOT NULL AND NOT EXISTS"
+	" (SELECT 1 FROM inode j WHERE j.manifest = i.manifest AND j.verdict <> 5))"
+	" GROUP BY c.object HAVING sum(1) = o.refs ORDER BY c.object";
+
+int wfs_fsck_find_excused(struct wfs_fsck_run *run)
+{
+	size_t room = 0;
+	sqlite3_stmt *stmt;
+	int ret;
+
+	wfs_fsck_begin(run, "damaged");
+	free(run->excused);
+	run->excused = NULL;
+	run->n_excused = 0;
+	ret = wfs_fsck_query(run, damaged_objects, &stmt);
+	while (ret >= 0 && (ret = wfs_fsck_step(run, stmt)) > 0) {
+		if (run->n_excused == room) {
+			int64_t *grown;
+
+			room = room ? 2 * room : 64;
+			grown = reallocarray(run->excused, room, sizeof(*grown));
+			if (!grown) {
+				ret = -ENOMEM;
+				break;
+			}
+			run->excused = grown;
+		}
+		run->excused[run->n_excused++] = sqlite3_column_int64(stmt, 0);
+	}
+	sqlite3_finalize(stmt);
 	return ret;
 }

@@ -25,14 +25,29 @@
 
 #define WFS_FSCK_ROOT 1
 
+/* Ids are counted up from 1; one beyond 2^48 was never given out. As text, for SQL. */
+#define WFS_FSCK_MAX_ID "281474976710656"
+
 /* The type bits of st_mode, as SQL on the row `t`. */
 #define WFS_FSCK_TYPE(t) "(" t ".mode & 61440)"
 #define WFS_FSCK_IS_DIR(t) WFS_FSCK_TYPE(t) " = 16384"
 #define WFS_FSCK_IS_REG(t) WFS_FSCK_TYPE(t) " = 32768"
 #define WFS_FSCK_IS_LNK(t) WFS_FSCK_TYPE(t) " = 40960"
 
+/* Rows of table tensor that cannot be, whatever is wrong with them. */
+#define WFS_FSCK_BAD_TENSOR                                                                          \
+	"typeof(variant) <> 'blob' OR typeof(name) <> 'blob' OR typeof(form) <> 'integer'"           \
+	" OR form NOT IN (0, 1) OR typeof(dtype) <> 'text' OR typeof(shape) <> 'text'"               \
+	" OR typeof(start) <> 'integer' OR start < 0 OR typeof(length) <> 'integer' OR length < 0"   \
+	" OR start > 4611686018427387904 OR length > 4611686018427387904"                            \
+	" OR dir NOT IN (SELECT i.ino FROM inode i WHERE " WFS_FSCK_IS_DIR("i") ")"                  \
+	" OR ino IS NOT NULL AND ino NOT IN (SELECT i.ino FROM inode i WHERE "                       \
+	WFS_FSCK_IS_REG("i") ") OR EXISTS (SELECT 1 FROM inode i WHERE i.ino = tensor.ino"           \
+	" AND i.data_file IS NULL AND start + tensor.length > i.size)"
+
 struct wfs_fsck_run {
 	const char *path;     /* of the store */
+	const char *db_name;  /* in it: "weightfs.db", or the copy that is being repaired */
 	int store_fd;
 	int data_fd;          /* of STORE/data; -1 if it is missing */
 	sqlite3 *db;          /* in one read transaction from open to close */
@@ -40,6 +55,9 @@ struct wfs_fsck_run {
 	sqlite3_stmt *name_of; /* one name of an inode; NULL until needed */
 	bool in_use;          /* somebody may write the store meanwhile */
 	bool clean;           /* meta says that the last unmount was orderly */
+	bool holds_lock;      /* STORE/lock is ours: nobody else writes */
+	int64_t *excused;     /* objects whose files are all known to be damaged; sorted */
+	size_t n_excused;
 	const struct wfs_fsck_options *options;
 	void (*fn)(void *ctx, const struct wfs_fsck_finding *finding);
 	void *ctx;
@@ -47,6 +65,7 @@ struct wfs_fsck_run {
 	struct wfs_err *err;
 	const char *doing;    /* the check that runs, for the text of a failure */
 	uint64_t spent;       /* steps of SQLite's machine in this check, in units of its handler */
+	void (*bad_manifest)(void *ctx, int64_t id); /* also told of each; NULL: nobody */
 	uint64_t budget;      /* no sound database of this size needs so many */
 };
 
@@ -58,6 +77,8 @@ enum wfs_fsck_when {
 	 * after a crash the next mount's recovery finishes that work.
 	 */
 	WFS_FSCK_SETTLED,
+	/* Always, but not of an object (the first column) that is excused. */
+	WFS_FSCK_OBJECT,
 };
 
 /*
@@ -113,6 +134,21 @@ int wfs_fsck_table(struct wfs_fsck_run *run, const struct wfs_fsck_check *checks
  */
 bool wfs_fsck_still(struct wfs_fsck_run *run, const char *sql, int64_t a, int64_t b);
 
+/* The template of a check, filled in from the row. */
+void wfs_fsck_fill(struct wfs_fsck_run *run, sqlite3_stmt *stmt, const char *template,
+	struct wfs_fsck_line *line);
+
+/*
+ * Objects that are damaged, and known to be: every file that has one of them says
+ * so (verdict 5) and is read as EIO. What is wrong with their bytes is not found again.
+ */
+int wfs_fsck_find_excused(struct wfs_fsck_run *run);
+bool wfs_fsck_is_excused(const struct wfs_fsck_run *run, int64_t object);
+
+/* Look at all of run->path, run->db_name, and fill run->summary. 0 or -errno with run->err. */
+int wfs_fsck_check_all(struct wfs_fsck_run *run);
+void wfs_fsck_close(struct wfs_fsck_run *run);
+
 /* -errno of a code of SQLite that is the environment's fault, 0 of one that is the database's. */
 int wfs_fsck_errno(int code);
 
@@ -133,6 +169,7 @@ int wfs_fsck_integrity(struct wfs_fsck_run *run);
 int wfs_fsck_count(struct wfs_fsck_run *run);
 int wfs_fsck_names(struct wfs_fsck_run *run);
 int wfs_fsck_content(struct wfs_fsck_run *run);
+int wfs_fsck_walk_manifests(struct wfs_fsck_run *run); /* part of content */
 int wfs_fsck_data(struct wfs_fsck_run *run);
 int wfs_fsck_bytes(struct wfs_fsck_run *run);
 

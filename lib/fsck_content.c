@@ -35,12 +35,12 @@ static const struct wfs_fsck_check object_checks[] = {
 		"SELECT id, refs FROM object WHERE refs <> 0 AND id NOT IN"
 		" (SELECT object FROM manifest_object WHERE object IS NOT NULL)",
 		"object %1", "refs is %2, but no row of manifest_object names it" },
-	{ "object-bytes", WFS_FSCK_ALWAYS,
+	{ "object-bytes", WFS_FSCK_OBJECT,
 		"SELECT o.id, o.length, length(b.bytes) FROM object o"
 		" JOIN object_bytes b ON b.object = o.id"
 		" WHERE typeof(b.bytes) <> 'blob' OR length(b.bytes) IS NOT o.length",
 		"object %1", "length is %2, but object_bytes has %3 bytes" },
-	{ "object-place", WFS_FSCK_ALWAYS,
+	{ "object-place", WFS_FSCK_OBJECT,
 		"SELECT o.id FROM object o WHERE o.data_file IS NULL AND NOT EXISTS"
 		" (SELECT 1 FROM object_bytes b WHERE b.object = o.id)",
 		"object %1", "its bytes are neither in a data file nor in object_bytes" },
@@ -148,6 +148,22 @@ static const struct wfs_fsck_check data_file_checks[] = {
 		"SELECT d.id FROM data_file d WHERE d.state = 0 AND NOT EXISTS"
 		" (SELECT 1 FROM inode i WHERE i.data_file = d.id)",
 		"data_file %1", "no inode names this staging file" },
+	{ "id-range", WFS_FSCK_ALWAYS,
+		"SELECT 'object', id FROM object WHERE id NOT BETWEEN 1 AND " WFS_FSCK_MAX_ID
+		" UNION ALL SELECT 'manifest', id FROM manifest WHERE id NOT BETWEEN 1 AND " WFS_FSCK_MAX_ID
+		" UNION ALL SELECT 'data_file', id FROM data_file WHERE id NOT BETWEEN 1 AND "
+		WFS_FSCK_MAX_ID,
+		"%1 %2", "no such id was ever given out" },
+	{ "sequence", WFS_FSCK_ALWAYS,
+		"SELECT name, max(seq), sum(1) FROM sqlite_sequence GROUP BY name HAVING sum(1) <> 1"
+		" OR typeof(max(seq)) <> 'integer' OR max(seq) NOT BETWEEN 0 AND " WFS_FSCK_MAX_ID,
+		"table %1", "sqlite_sequence has %3 rows for it, the last says %2" },
+	{ "meta", WFS_FSCK_ALWAYS,
+		"SELECT key, value FROM meta WHERE typeof(key) <> 'text' OR key IN ('clean', 'created_ns')"
+		" AND (typeof(value) <> 'integer' OR key = 'clean' AND value NOT IN (0, 1))"
+		" UNION ALL SELECT k, 'missing' FROM (SELECT 'clean' AS k UNION SELECT 'created_ns')"
+		" WHERE k NOT IN (SELECT key FROM meta WHERE typeof(key) = 'text')",
+		"meta %1", "%2 is no value for it" },
 	SEQUENCE_CHECK("object", "id"),
 	SEQUENCE_CHECK("manifest", "id"),
 	SEQUENCE_CHECK("data_file", "id"),
@@ -209,11 +225,14 @@ static void add_row(struct manifest_walk *w, sqlite3_stmt *stmt)
 
 static void end_manifest(struct wfs_fsck_run *run, const struct manifest_walk *w)
 {
+	uint64_t before = run->summary.findings;
 	struct wfs_digest digest;
 
 	if (!w->active)
 		return;
 	digest = wfs_hasher_final(&w->hasher);
+	if (w->incomplete && run->bad_manifest)
+		run->bad_manifest(run->ctx, w->id);
 	if (w->gap || w->rows != w->objects)
 		wfs_fsck_report(run, "manifest-rows", "manifest", w->id,
 			"it has %lld rows%s, should have %lld", (long long)w->rows,
@@ -225,10 +244,12 @@ static void end_manifest(struct wfs_fsck_run *run, const struct manifest_walk *w
 	if (!w->has_digest || !wfs_digest_equal(&digest, &w->digest))
 		wfs_fsck_report(run, "manifest-digest", "manifest", w->id,
 			"its digest is not that of its list of objects");
+	if (!w->incomplete && run->summary.findings > before && run->bad_manifest)
+		run->bad_manifest(run->ctx, w->id);
 }
 
 /* Dead manifests lose their rows piece by piece, so only the living are held to them. */
-static int walk_manifests(struct wfs_fsck_run *run)
+int wfs_fsck_walk_manifests(struct wfs_fsck_run *run)
 {
 	struct manifest_walk w = { .active = false };
 	sqlite3_stmt *stmt;
@@ -261,7 +282,7 @@ int wfs_fsck_content(struct wfs_fsck_run *run)
 	if (ret == 0)
 		ret = wfs_fsck_table(run, manifest_checks, WFS_ARRAY_SIZE(manifest_checks));
 	if (ret == 0)
-		ret = walk_manifests(run);
+		ret = wfs_fsck_walk_manifests(run);
 	if (ret == 0)
 		ret = wfs_fsck_table(run, data_file_checks, WFS_ARRAY_SIZE(data_file_checks));
 	return ret;

@@ -27,6 +27,23 @@ static bool is_missing(struct wfs_fsck_run *run, int64_t id)
 	return run->data_fd < 0 || fstatat(run->data_fd, path, &st, AT_SYMLINK_NOFOLLOW) != 0;
 }
 
+/* True if there are objects in it, no whole copy, and each of them is excused. */
+static bool is_given_up(struct wfs_fsck_run *run, int64_t id)
+{
+	sqlite3_stmt *stmt;
+	bool all = run->n_excused > 0;
+	uint64_t n = 0;
+	int ret = wfs_fsck_query(run, "SELECT id FROM object WHERE data_file = ?1 UNION ALL"
+		" SELECT -1 FROM manifest WHERE whole = ?1 AND refs <> 0", &stmt);
+
+	if (stmt)
+		sqlite3_bind_int64(stmt, 1, id);
+	for (; ret >= 0 && all && (ret = wfs_fsck_step(run, stmt)) > 0; n++)
+		all = wfs_fsck_is_excused(run, sqlite3_column_int64(stmt, 0));
+	sqlite3_finalize(stmt);
+	return all && n > 0 && ret >= 0;
+}
+
 static void report_missing(struct wfs_fsck_run *run, int64_t id)
 {
 	struct wfs_fsck_line where = { .len = 0 };
@@ -48,13 +65,14 @@ static int check_files_present(struct wfs_fsck_run *run)
 	int ret;
 
 	wfs_fsck_begin(run, "data-file-missing");
-	ret = wfs_fsck_query(run, "SELECT id, state FROM data_file WHERE state IN (0, 1)", &stmt);
+	ret = wfs_fsck_query(run, "SELECT d.id, d.state FROM data_file d WHERE d.state IN (0, 1)"
+		" AND NOT EXISTS (SELECT 1 FROM inode i WHERE i.data_file = d.id AND i.verdict = 5)", &stmt);
 	while (ret >= 0 && (ret = wfs_fsck_step(run, stmt)) > 0) {
 		int64_t id = sqlite3_column_int64(stmt, 0);
 
 		if (run->in_use && sqlite3_column_int64(stmt, 1) == STAGING)
 			continue;
-		if (is_missing(run, id) &&
+		if (is_missing(run, id) && !is_given_up(run, id) &&
 		    wfs_fsck_still(run, "SELECT 1 FROM data_file WHERE id = ? AND state IN (0, 1)",
 			    id, 0))
 			report_missing(run, id);
@@ -253,6 +271,8 @@ static void check_extent(struct wfs_fsck_run *run, struct extent_walk *w, int64_
 	bool sane = offset >= 0 && length > 0 &&
 		    !wfs_add_overflows((uint64_t)offset, (uint64_t)length, &end);
 
+	if (wfs_fsck_is_excused(run, id))
+		return;
 	if (!sane || (w->present && end > w->file_size &&
 			     wfs_fsck_still(run, WFS_FSCK_STILL_THERE, id, w->file)))
 		wfs_fsck_report(run, "extent-beyond-end", "object", id,

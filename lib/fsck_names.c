@@ -43,6 +43,7 @@ static const struct wfs_fsck_check inode_checks[] = {
 		"SELECT i.ino, i.size, coalesce(m.size, 0) FROM inode i"
 		" LEFT JOIN manifest m ON m.id = i.manifest WHERE " IS_REG("i")
 		" AND i.data_file IS NULL AND (i.manifest IS NULL OR m.id IS NOT NULL)"
+		" AND NOT (i.manifest IS NULL AND i.verdict = 5)" /* its content is lost */
 		" AND i.size IS NOT coalesce(m.size, 0)",
 		"inode %1", "@1 has size %2, its content is %3 bytes long" },
 	{ "symlink", WFS_FSCK_ALWAYS,
@@ -58,6 +59,14 @@ static const struct wfs_fsck_check inode_checks[] = {
 		" AND reason IS NULL OR verdict IN (0, 2) AND reason IS NOT NULL"
 		" AND NOT (reason = 'sync-failed' AND data_file IS NOT NULL)",
 		"inode %1", "@1 has verdict %2, but reason %3" },
+	{ "verdict", WFS_FSCK_ALWAYS,
+		"SELECT ino, verdict, reason FROM inode i WHERE verdict = 1 AND reason <> 'warning'"
+		" OR verdict <> 0 AND NOT " IS_REG("i"),
+		"inode %1", "@1 has verdict %2 and reason %3, which no such file has" },
+	{ "id-range", WFS_FSCK_ALWAYS,
+		"SELECT ino FROM inode WHERE ino NOT BETWEEN 1 AND " WFS_FSCK_MAX_ID
+		" UNION ALL SELECT id FROM dirent WHERE id NOT BETWEEN 1 AND " WFS_FSCK_MAX_ID,
+		"inode or dirent %1", "no such id was ever given out" },
 	{ "orphan", WFS_FSCK_SETTLED,
 		"SELECT i.ino FROM inode i WHERE i.nlink = 0"
 		" AND NOT EXISTS (SELECT 1 FROM dirent d WHERE d.ino = i.ino)",
@@ -135,18 +144,9 @@ static const struct wfs_fsck_check dirent_checks[] = {
 
 static const struct wfs_fsck_check tensor_checks[] = {
 	{ "tensor", WFS_FSCK_ALWAYS,
-		"SELECT dir, name FROM tensor WHERE typeof(variant) <> 'blob' OR typeof(name) <> 'blob'"
-		" OR form NOT IN (0, 1) OR typeof(dtype) <> 'text' OR typeof(shape) <> 'text'"
-		" OR " NOT_INTEGER("start") " OR " NOT_INTEGER("length"),
-		"tensor %1 %2", "a column has a value of a type or range that the schema does not have" },
-	{ "tensor", WFS_FSCK_ALWAYS,
-		"SELECT t.dir, t.name FROM tensor t WHERE NOT EXISTS"
-		" (SELECT 1 FROM inode i WHERE i.ino = t.dir AND " IS_DIR("i") ")",
-		"tensor %1 %2", "inode %1 is no directory" },
-	{ "tensor", WFS_FSCK_ALWAYS,
-		"SELECT t.dir, t.name, t.ino FROM tensor t WHERE t.ino IS NOT NULL AND NOT EXISTS"
-		" (SELECT 1 FROM inode i WHERE i.ino = t.ino AND NOT " IS_DIR("i") ")",
-		"tensor %1 %2", "its file, inode %3, does not exist" },
+		"SELECT dir, name, ino FROM tensor WHERE " WFS_FSCK_BAD_TENSOR,
+		"tensor %1 %2", "a column has a value that the schema does not have, %1 is no directory, "
+				"or its file, inode %3, does not exist or is too short" },
 };
 
 static const struct wfs_fsck_check xattr_checks[] = {
