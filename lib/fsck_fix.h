@@ -144,6 +144,12 @@ int wfs_lost_write_notes(struct wfs_fix *fix);
 int wfs_fix_damage(struct wfs_fix *fix, int64_t manifest, const char *reason, const char *detail);
 int wfs_fix_damage_inode(struct wfs_fix *fix, int64_t ino, const char *reason, const char *detail);
 
+/*
+ * The row of a manifest from its list: size, number, digest. Where another has the same list,
+ * that is taken, and *id is it.
+ */
+int wfs_fix_settle_list(struct wfs_fix *fix, int64_t *id);
+
 /* ---- the parts, in the order of a round; 0 or -errno ---- */
 
 int wfs_fix_types(struct wfs_fix *fix);     /* columns, ids, sequences, table meta */

@@ -259,6 +259,32 @@ static const struct wfs_fix_step file_steps[] = {
 		" AND verdict <> 5 AND wfs_file_size(data_file) < 0" },
 };
 
+/* The file cannot be read; what is sound of it can, one part behind the other, in lost+found. */
+static int keep_sound_parts(struct wfs_fix *fix, int64_t manifest)
+{
+	struct wfs_fix_rows parts;
+	char name[60];
+	int64_t id;
+	int ret = wfs_fix_rows(fix, "SELECT object FROM manifest_object WHERE manifest = ?"
+		" AND object NOT IN (SELECT object FROM temp.bad) ORDER BY seq", &parts, "i", manifest);
+
+	if (ret || parts.n == 0) {
+		free(parts.list);
+		return ret;
+	}
+	ret = wfs_fix_exec(fix, "INSERT INTO manifest (size, objects, refs) VALUES (1, 1, 1)", "");
+	id = wfs_fix_insert_id(fix);
+	for (size_t i = 0; i < parts.n && ret == 0; i++)
+		ret = wfs_fix_exec(fix, "INSERT INTO manifest_object (manifest, seq, object)"
+			" VALUES (?, ?, ?)", "iii", id, (int64_t)i, parts.list[i].a);
+	free(parts.list);
+	snprintf(name, sizeof(name), "manifest-%lld.parts", (long long)manifest);
+	if (ret == 0)
+		ret = wfs_fix_settle_list(fix, &id);
+	return ret ? ret : wfs_lost_manifest(fix, "object-damaged", id, name,
+			"the sound parts of what is damaged");
+}
+
 static int mark_files(struct wfs_fix *fix)
 {
 	struct wfs_fix_rows rows;
@@ -271,6 +297,8 @@ static int mark_files(struct wfs_fix *fix)
 		snprintf(detail, sizeof(detail), "%lld of its parts, the first of them object %lld, "
 			"have lost their bytes", (long long)rows.list[i].c, (long long)rows.list[i].b);
 		ret = wfs_fix_damage(fix, rows.list[i].a, "object-damaged", detail);
+		if (ret == 0)
+			ret = keep_sound_parts(fix, rows.list[i].a);
 	}
 	free(rows.list);
 	return ret;
@@ -282,10 +310,16 @@ static int rescue_range(struct wfs_fix *fix, int64_t file, int64_t from, int64_t
 {
 	struct wfs_digest digest;
 	char name[80];
+	int64_t one;
 	int ret = wfs_fix_hash(fix, file, from, to - from, &digest);
 
 	if (ret <= 0)
 		return ret;
+	/* What moved to the database, or is shared, can leave its bytes behind. */
+	ret = wfs_fix_number(fix, "SELECT 1 FROM object WHERE digest = ? AND length = ?", &one, "bi",
+		digest.bytes, sizeof(digest.bytes), to - from);
+	if (ret != 0)
+		return WFS_MIN(ret, 0);
 	ret = wfs_fix_exec(fix, "INSERT INTO object (digest, ordinal, length, refs, data_file, offset)"
 		" SELECT ?1, coalesce(max(ordinal) + 1, 0), ?2, 1, ?3, ?4 FROM object WHERE digest = ?1",
 		"biii", digest.bytes, sizeof(digest.bytes), to - from, file, from);

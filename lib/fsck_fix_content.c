@@ -338,6 +338,48 @@ static int accept_list(struct wfs_fix *fix, struct list *l)
 	return ret;
 }
 
+/*
+ * One row is missing: an object that is named once less than it counts may be it, and
+ * the digest of the list says whether it is. 1: put back.
+ */
+static int fill_gap(struct wfs_fix *fix, struct list *l)
+{
+	struct list tried = { .id = l->id };
+	struct wfs_fix_rows rows;
+	size_t at = 0;
+	int ret, found = 0;
+
+	if (!l->has_digest || (int64_t)l->n + 1 != l->objects || l->n == 0 || l->seqs[0] < 0)
+		return 0;
+	while (at < l->n && l->seqs[at] == (int64_t)at)
+		at++;
+	ret = wfs_fix_rows(fix, "SELECT o.id FROM object o LEFT JOIN (SELECT object, count(*) AS n"
+		" FROM manifest_object GROUP BY object) r ON r.object = o.id"
+		" WHERE o.refs > coalesce(r.n, 0) LIMIT 1000", &rows, "");
+	for (size_t i = 0; i < rows.n && ret == 0 && !found; i++) {
+		struct wfs_digest have;
+
+		tried.n = 0;
+		for (size_t k = 0; k <= l->n && ret == 0; k++) {
+			if (k == at)
+				ret = add_item(&tried, 0, rows.list[i].a, 1);
+			if (k < l->n && ret == 0)
+				ret = add_item(&tried, 0, l->ids[k], 1);
+		}
+		have = digest_of_list(&tried);
+		if (ret == 0 && wfs_digest_equal(&have, &l->want)) {
+			ret = wfs_fix_exec(fix, "INSERT INTO manifest_object (manifest, seq, object)"
+				" VALUES (?, ?, ?)", "iii", l->id, (int64_t)at, rows.list[i].a);
+			found = 1;
+			wfs_fix_sayf(fix, "manifest-rows", "manifest", l->id, "by its digest, row %zu was "
+				"object %lld, and is again", at, (long long)rows.list[i].a);
+		}
+	}
+	free(rows.list);
+	free_list(&tried);
+	return ret ? ret : found;
+}
+
 /* The parts that are left, as a file in lost+found. */
 static int keep_parts(struct wfs_fix *fix, struct list *l)
 {
@@ -361,6 +403,27 @@ static int keep_parts(struct wfs_fix *fix, struct list *l)
 	wfs_fsck_add(&text, "what is left of its content are %zu objects, %lld bytes", l->n,
 		(long long)l->sum);
 	return ret ? ret : wfs_lost_manifest(fix, "manifest-rows", l->id, name, text.text);
+}
+
+int wfs_fix_settle_list(struct wfs_fix *fix, int64_t *id)
+{
+	struct list l = { .id = 0 };
+	int64_t other = 0;
+	int ret = read_list(fix, *id, &l);
+
+	if (ret == 0)
+		ret = write_list(fix, &l);
+	if (ret == 0)
+		ret = wfs_fix_number(fix, "SELECT id FROM manifest WHERE digest = ? AND objects = ? AND id <> ?",
+			&other, "bii", l.have.bytes, sizeof(l.have.bytes), (int64_t)l.n, *id);
+	free_list(&l);
+	if (ret <= 0)
+		return ret;
+	ret = wfs_fix_exec(fix, "DELETE FROM manifest_object WHERE manifest = ?", "i", *id);
+	if (ret == 0)
+		ret = wfs_fix_exec(fix, "DELETE FROM manifest WHERE id = ?", "i", *id);
+	*id = other;
+	return ret;
 }
 
 static int give_up_list(struct wfs_fix *fix, struct list *l)
@@ -391,7 +454,12 @@ static int fix_list(struct wfs_fix *fix, int64_t id, struct list *l)
 	/* Where no file names it, nothing says that there was more. */
 	if (l->file_size < 0 && l->n > 0 && !l->dangling && l->sum > 0)
 		return accept_list(fix, l);
-	return give_up_list(fix, l);
+	ret = fill_gap(fix, l);
+	if (ret > 0)
+		ret = read_list(fix, id, l);
+	else if (ret == 0)
+		return give_up_list(fix, l);
+	return ret ? ret : list_is_right(l) ? accept_list(fix, l) : give_up_list(fix, l);
 }
 
 struct bad_lists {
@@ -573,6 +641,13 @@ int wfs_fix_inodes(struct wfs_fix *fix)
 
 /* ---- counts, once all rows are there ---- */
 
+#define LARGEST_IDS                                                                                  \
+	"(SELECT 'object' AS name, max(id) AS top FROM object"                                       \
+	" UNION ALL SELECT 'manifest', max(id) FROM manifest"                                        \
+	" UNION ALL SELECT 'data_file', max(id) FROM data_file"                                      \
+	" UNION ALL SELECT 'inode', max(ino) FROM inode"                                             \
+	" UNION ALL SELECT 'dirent', max(id) FROM dirent)"
+
 static const struct wfs_fix_step count_steps[] = {
 	{ "object-refs", WFS_FSCK_ALWAYS,
 		"SELECT o.id, o.refs, r.n FROM object o JOIN (SELECT object, count(*) AS n"
@@ -608,16 +683,17 @@ static const struct wfs_fix_step count_steps[] = {
 		WFS_FSCK_IS_DIR("i")
 		" AND (i.ino = 1 OR EXISTS (SELECT 1 FROM dirent d WHERE d.ino = i.ino))" },
 	{ "sequence", WFS_FSCK_ALWAYS,
-		"SELECT t.name, t.top, s.seq FROM (SELECT 'object' AS name, max(id) AS top FROM object"
-		" UNION ALL SELECT 'manifest', max(id) FROM manifest UNION ALL SELECT 'data_file', max(id)"
-		" FROM data_file UNION ALL SELECT 'inode', max(ino) FROM inode UNION ALL SELECT 'dirent',"
-		" max(id) FROM dirent) t LEFT JOIN sqlite_sequence s ON s.name = t.name"
-		" WHERE t.top > coalesce(s.seq, 0)",
+		"SELECT t.name, t.top, s.seq FROM " LARGEST_IDS " t LEFT JOIN sqlite_sequence s"
+		" ON s.name = t.name WHERE t.top > coalesce(s.seq, 0)",
 		"table %1", "its largest id is %2, but sqlite_sequence said %3",
-		"INSERT INTO sqlite_sequence (name, seq) SELECT 'object', max(id) FROM object"
-		" UNION ALL SELECT 'manifest', max(id) FROM manifest UNION ALL SELECT 'data_file', max(id)"
-		" FROM data_file UNION ALL SELECT 'inode', max(ino) FROM inode UNION ALL SELECT 'dirent',"
-		" max(id) FROM dirent UNION ALL SELECT name, max(seq) FROM sqlite_sequence GROUP BY name" },
+		"UPDATE sqlite_sequence SET seq = max(seq, t.top) FROM " LARGEST_IDS " t"
+		" WHERE t.name = sqlite_sequence.name AND t.top IS NOT NULL" },
+	{ "sequence", WFS_FSCK_ALWAYS,
+		"SELECT name, top FROM " LARGEST_IDS
+		" WHERE top > 0 AND name NOT IN (SELECT s.name FROM sqlite_sequence s)",
+		"table %1", "sqlite_sequence has a row for it again, with %2",
+		"INSERT INTO sqlite_sequence (name, seq) SELECT name, top FROM " LARGEST_IDS
+		" WHERE top > 0 AND name NOT IN (SELECT s.name FROM sqlite_sequence s)" },
 	{ "sequence", WFS_FSCK_ALWAYS,
 		"SELECT name, count(*) FROM sqlite_sequence GROUP BY name HAVING count(*) > 1",
 		"table %1", "sqlite_sequence has one row for it again",

@@ -1,0 +1,255 @@
+"""`weightfs fsck --repair`: whatever was damaged, afterwards the store is clean, mounts, and lost nothing.
+
+The oracle for each file that there was: it reads as before; or it says that it is damaged (EIO, and why);
+or it has lost its name, and is in lost+found. Never other bytes. Whose rows and data files were not touched reads as
+before, under its name.
+
+FSCK_SEED and FSCK_ROUNDS: which random damage, and how much of it, for the long form.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import random
+import shutil
+import subprocess
+
+import pytest
+
+from support.damage import DAMAGE, MORE_DAMAGE, fill, fill_more, fsck, mutate, overwrite_random_pages, touched_by
+from support.mounts import Mount
+
+SEED = int(os.environ.get("FSCK_SEED", "1"))
+ROUNDS = int(os.environ.get("FSCK_ROUNDS", "200"))
+SHORT_ROUNDS = 12
+
+
+@pytest.fixture(scope="module")
+def sound_store(weightfs, watchdog, tmp_path_factory):
+    """A store with one of everything, unmounted, and what is in it; not to be changed."""
+    m = Mount(weightfs, tmp_path_factory.mktemp("repair"), watchdog, 120).mount()
+    try:
+        fill(m.dir)
+        fill_more(m.dir)
+        m.wait_sealed()
+        m.run("repack", m.dir / "more" / "model.safetensors")
+        fill_dirty(m.dir)
+        files = read_tree(m.dir)
+        m.umount()
+    finally:
+        m.end()
+    return m.store, files
+
+
+def fill_dirty(root):
+    """A file of holes stays dirty, and has a staging file."""
+    with open(root / "dirty.bin", "wb") as f:
+        f.truncate(20 << 30)
+        f.write(b"begin")
+
+
+DAMAGED = "damaged"
+
+
+def read_tree(root):
+    """{relative path: sha256 of the file, DAMAGED where it says so, or what else it is}."""
+    files = {}
+    for path in sorted(root.rglob("*")):
+        name = str(path.relative_to(root))
+        if path.is_symlink():
+            files[name] = "link to " + os.readlink(path)
+        elif path.is_file():
+            files[name] = read_file(path)
+        else:
+            files[name] = "directory" if path.is_dir() else "special"
+    return files
+
+
+def read_file(path):
+    try:
+        with open(path, "rb") as f:
+            # The dirty one has 20 GiB of holes.
+            return hashlib.sha256(f.read(1 << 24)).hexdigest()
+    except OSError as error:
+        assert error.errno == errno.EIO, (path, error)
+        assert os.getxattr(path, "user.weightfs.error"), path
+        return DAMAGED
+
+
+def copy_store(store, to):
+    shutil.copytree(store, to, symlinks=True, ignore=shutil.ignore_patterns("control", "before-repair-*"),
+                    copy_function=copy_sparse)
+    return to
+
+
+def copy_sparse(source, to):
+    subprocess.run(["cp", "--sparse=always", "--preserve=mode", source, to], check=True)
+
+
+def run_repair(weightfs, store, *options):
+    done = subprocess.run([str(weightfs), "fsck", "--repair", "--json", *options, str(store)],
+                          capture_output=True, text=True, timeout=240)
+    assert done.returncode in (0, 1), (done.returncode, done.stderr)
+    assert done.stdout, done.stderr
+    return done.returncode, json.loads(done.stdout)
+
+
+def store_bytes(store):
+    return {str(path.relative_to(store)): path.read_bytes() if path.is_file() and not path.is_symlink()
+            and path.stat().st_size < 1 << 30 else None
+            for path in store.rglob("*") if path.name not in ("lock", "weightfs.db-shm", "weightfs.db-wal")}
+
+
+def mount_and_read(weightfs, watchdog, base, store):
+    """What is in a store; mounted, unmounted in order, and clean afterwards."""
+    (base / "mounts").mkdir()
+    m = Mount(weightfs, base / "mounts", watchdog, 120)
+    m.store = store
+    try:
+        m.mount()
+        files = read_tree(m.dir)
+        m.umount()
+    finally:
+        m.end()
+    m.assert_clean()
+    return files
+
+
+def check_files(before, after, touched):
+    """The oracle: `touched` are the paths that may be damaged or have lost their name."""
+    contents = set(after.values())
+    for name, content in before.items():
+        if name not in touched:
+            assert after.get(name) == content, f"{name} was not touched"
+        elif name in after:
+            assert after[name] in (content, DAMAGED), f"{name} reads as something else"
+        else:
+            assert content in contents or content in ("directory", "special") or content.startswith("link"), (
+                f"{name} lost its name and is nowhere")
+
+
+def repair_and_check(weightfs, watchdog, base, store, before, touched):
+    """Repair, and hold the store to all that is promised; the answer of the repair and the files afterwards."""
+    status, answer = run_repair(weightfs, store, "--bytes")
+    assert (status, answer["repair"]["left"], answer["clean"]) == (0, [], True), answer["repair"]
+    assert (answer["repair"]["kept"] is not None) == bool(answer["findings"])
+    assert all(a["kind"] and a["where"] and a["text"] for a in answer["repair"]["actions"])
+    again = fsck(weightfs, store)
+    assert again[0] == 0, again[1]["findings"]
+    status, answer_again = run_repair(weightfs, store, "--bytes")
+    assert (status, answer_again["findings"], answer_again["repair"]["actions"]) == (0, [], [])
+    after = mount_and_read(weightfs, watchdog, base, store)
+    check_files(before, after, touched)
+    return answer, after
+
+
+ALL_DAMAGE = [(d[0], d[1], d[2]) for d in DAMAGE] + MORE_DAMAGE
+
+
+@pytest.mark.parametrize("kind, damage", [d[1:] for d in ALL_DAMAGE], ids=[d[0] for d in ALL_DAMAGE])
+def test_every_kind_is_found_and_repaired(weightfs, watchdog, sound_store, tmp_path, kind, damage):
+    store, before = copy_store(sound_store[0], tmp_path / "damaged"), sound_store[1]
+    sound = touched_by(store)
+    damage(store)
+    touched = sound.difference(store)
+    damaged_bytes = store_bytes(store)
+
+    status, planned = run_repair(weightfs, store, "--bytes", "--dry-run")
+    assert status == 1 and kind in {f["kind"] for f in planned["findings"]}, planned["findings"]
+    assert planned["repair"]["dry_run"] and planned["repair"]["actions"]
+    assert store_bytes(store) == damaged_bytes, "a dry run changes nothing"
+
+    answer, after = repair_and_check(weightfs, watchdog, tmp_path, store, before, touched)
+    kept = store / answer["repair"]["kept"]
+    assert (kept / "weightfs.db").read_bytes() == damaged_bytes["weightfs.db"], "the database as it was is kept"
+    if any(name.startswith("lost+found/") for name in after):
+        assert any(name.startswith("lost+found/fsck-") for name in after), "a text says why"
+
+
+def test_undamaged_store_is_left_alone(weightfs, sound_store, tmp_path):
+    store = copy_store(sound_store[0], tmp_path / "sound")
+    before = store_bytes(store)
+    status, answer = run_repair(weightfs, store, "--bytes")
+    assert (status, answer["findings"], answer["repair"]["actions"], answer["repair"]["kept"]) == (0, [], [], None)
+    assert store_bytes(store) == before
+
+
+def test_store_in_use_is_refused(weightfs, mount):
+    (mount.dir / "a").write_text("a")
+    done = mount.run("fsck", "--repair", mount.store, check=False)
+    assert done.returncode == 1 and "unmount it first" in done.stderr
+    assert (mount.dir / "a").read_text() == "a"
+
+
+def test_what_is_missing_as_a_whole_is_explained(weightfs, sound_store, tmp_path):
+    """Without data/ (another disk, not mounted?) nothing is declared lost."""
+    store = copy_store(sound_store[0], tmp_path / "damaged")
+    (store / "data").rename(tmp_path / "elsewhere")
+    done = subprocess.run([str(weightfs), "fsck", "--repair", str(store)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "put it back" in done.stderr
+    (tmp_path / "elsewhere").rename(store / "data")
+    assert fsck(weightfs, store)[0] == 0
+
+
+def test_the_way_back(weightfs, sound_store, tmp_path):
+    """The database that was kept, put back, is the damaged store again."""
+    store = copy_store(sound_store[0], tmp_path / "damaged")
+    dict((d[0], d[2]) for d in DAMAGE)["object-row-lost"](store)
+    found = fsck(weightfs, store)[1]["findings"]
+    answer = run_repair(weightfs, store, "--bytes")[1]
+    shutil.copy(store / answer["repair"]["kept"] / "weightfs.db", store / "weightfs.db")
+    assert fsck(weightfs, store)[1]["findings"] == found
+
+
+def random_round(weightfs, watchdog, tmp_path, sound_store, seed):
+    base = tmp_path / str(seed)
+    base.mkdir()
+    store, before = copy_store(sound_store[0], base / "damaged"), sound_store[1]
+    rng = random.Random(seed)
+    sound = touched_by(store)
+    done = [mutate(store, rng) for _ in range(rng.choice([1, 1, 2, 3, 6]))]
+    touched = sound.difference(store)
+    try:
+        repair_and_check(weightfs, watchdog, base, store, before, touched)
+    except (AssertionError, subprocess.TimeoutExpired) as problem:
+        raise AssertionError(f"seed {seed}: {done}") from problem
+    shutil.rmtree(base)
+
+
+def test_random_damage(weightfs, watchdog, sound_store, tmp_path):
+    for seed in range(SEED, SEED + SHORT_ROUNDS):
+        random_round(weightfs, watchdog, tmp_path, sound_store, seed)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7200)
+def test_much_random_damage(weightfs, watchdog, sound_store, tmp_path):
+    for seed in range(SEED, SEED + ROUNDS):
+        random_round(weightfs, watchdog, tmp_path, sound_store, seed)
+
+
+def page_round(weightfs, watchdog, tmp_path, sound_store, seed):
+    """Pages of the database overwritten: rows are lost, and with them names, but no bytes of data files."""
+    base = tmp_path / f"page-{seed}"
+    base.mkdir()
+    store, before = copy_store(sound_store[0], base / "damaged"), sound_store[1]
+    overwrite_random_pages(store, random.Random(seed))
+    status, answer = run_repair(weightfs, store, "--bytes")
+    assert (status, answer["repair"]["left"]) == (0, []), (seed, answer["repair"])
+    after = mount_and_read(weightfs, watchdog, base, store)
+    for name, content in before.items():
+        assert after.get(name) in (None, content, DAMAGED), f"seed {seed}: {name} reads as something else"
+    shutil.rmtree(base)
+
+
+def test_damaged_pages(weightfs, watchdog, sound_store, tmp_path):
+    for seed in range(SEED, SEED + 4):
+        page_round(weightfs, watchdog, tmp_path, sound_store, seed)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7200)
+def test_many_damaged_pages(weightfs, watchdog, sound_store, tmp_path):
+    for seed in range(SEED, SEED + ROUNDS):
+        page_round(weightfs, watchdog, tmp_path, sound_store, seed)
