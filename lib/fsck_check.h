@@ -25,8 +25,12 @@
 
 #define WFS_FSCK_ROOT 1
 
-/* Ids are counted up from 1; one beyond 2^48 was never given out. As text, for SQL. */
-#define WFS_FSCK_MAX_ID "281474976710656"
+/*
+ * Ids are counted up from 1; one near 2^48 was never given out. A row may have one that is
+ * 2^20 below, so that the next ones are no findings. As text, for SQL.
+ */
+#define WFS_FSCK_MAX_ID "281474975662080"
+#define WFS_FSCK_MAX_SEQUENCE "281474976710656"
 
 /* The type bits of st_mode, as SQL on the row `t`. */
 #define WFS_FSCK_TYPE(t) "(" t ".mode & 61440)"

@@ -156,7 +156,8 @@ static const struct wfs_fsck_check data_file_checks[] = {
 		"%1 %2", "no such id was ever given out" },
 	{ "sequence", WFS_FSCK_ALWAYS,
 		"SELECT name, max(seq), sum(1) FROM sqlite_sequence GROUP BY name HAVING sum(1) <> 1"
-		" OR typeof(max(seq)) <> 'integer' OR max(seq) NOT BETWEEN 0 AND " WFS_FSCK_MAX_ID,
+		" OR typeof(max(seq)) <> 'integer' OR max(seq) NOT BETWEEN 0 AND "
+		WFS_FSCK_MAX_SEQUENCE,
 		"table %1", "sqlite_sequence has %3 rows for it, the last says %2" },
 	{ "meta", WFS_FSCK_ALWAYS,
 		"SELECT key, value FROM meta WHERE typeof(key) <> 'text' OR key IN ('clean', 'created_ns')"

@@ -21,7 +21,7 @@
 #include "lib/digest.h"
 #include "lib/fsck_check.h"
 
-#define WFS_FIX_MAX_ID (INT64_C(1) << 48) /* WFS_FSCK_MAX_ID */
+#define WFS_FIX_MAX_ID ((INT64_C(1) << 48) - (1 << 20)) /* WFS_FSCK_MAX_ID */
 
 struct wfs_fix {
 	struct wfs_fsck_run *run;

@@ -132,6 +132,7 @@ static const struct {
 	{ "inode", "ino", { { "dirent", "ino" }, { "dirent", "parent" }, { "xattr", "ino" } } },
 	{ "dirent", "id", { { NULL } } },
 	{ "object", "id", { { "manifest_object", "object" }, { "object_bytes", "object" } } },
+	{ "object_bytes", "object", { { "manifest_object", "object" } } },
 	{ "manifest", "id", { { "manifest_object", "manifest" }, { "inode", "manifest" } } },
 };
 
@@ -143,8 +144,11 @@ static int give_new_id(struct wfs_fix *fix, size_t table, int64_t old)
 	int64_t id = 0;
 	int ret;
 
-	if (asprintf(&sql, "SELECT coalesce(max(%s), 0) + 1 FROM %s WHERE %s <= " WFS_FSCK_MAX_ID,
-		    id_tables[table].id, id_tables[table].table, id_tables[table].id) < 0)
+	/* Objects and their bytes share their ids. */
+	if (asprintf(&sql, "SELECT 1 + max(coalesce((SELECT max(%s) FROM %s WHERE %s <= " WFS_FSCK_MAX_ID
+		    "), 0), coalesce((SELECT max(id) FROM object WHERE id <= " WFS_FSCK_MAX_ID "), 0),"
+		    " coalesce((SELECT max(object) FROM object_bytes WHERE object <= " WFS_FSCK_MAX_ID
+		    "), 0))", id_tables[table].id, id_tables[table].table, id_tables[table].id) < 0)
 		return -ENOMEM;
 	ret = wfs_fix_number(fix, sql, &id, "");
 	id = WFS_MAX(id, 2);
@@ -195,9 +199,9 @@ static const struct wfs_fix_step id_steps[] = {
 		"DELETE FROM data_file WHERE id " BAD_ID },
 	{ "sequence", WFS_FSCK_ALWAYS,
 		"SELECT name, seq FROM sqlite_sequence WHERE NOT (" BETWEEN("seq", "0",
-		WFS_FSCK_MAX_ID) ")",
+		WFS_FSCK_MAX_SEQUENCE) ")",
 		"table %1", "sqlite_sequence said %2; it goes on behind the largest id",
-		"DELETE FROM sqlite_sequence WHERE NOT (" BETWEEN("seq", "0", WFS_FSCK_MAX_ID) ")" },
+		"DELETE FROM sqlite_sequence WHERE NOT (" BETWEEN("seq", "0", WFS_FSCK_MAX_SEQUENCE) ")" },
 };
 
 int wfs_fix_types(struct wfs_fix *fix)

@@ -65,6 +65,16 @@ static void note_finding(void *ctx, const struct wfs_fsck_finding *f)
 		r->how->found(r->how->ctx, f);
 }
 
+/* Not even its first bytes are those of a database. */
+static bool has_no_header(struct repair *r)
+{
+	WFS_AUTO_CLOSE int fd = openat(r->store_fd, DB, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+	char head[16] = "";
+
+	return fd >= 0 && (read(fd, head, sizeof(head)) != (ssize_t)sizeof(head) ||
+		memcmp(head, "SQLite format 3", sizeof(head)) != 0);
+}
+
 /* A database that cannot be opened is a finding, too. */
 static int look(struct repair *r)
 {
@@ -74,7 +84,8 @@ static int look(struct repair *r)
 	};
 	int ret = wfs_fsck_check_all(&run);
 
-	if (ret == -EUCLEAN) {
+	if (ret == -EUCLEAN || (ret == -EINVAL && has_no_header(r))) {
+		r->needs_salvage = true;
 		char text[sizeof(r->err->text)] = "the database is too damaged to be checked";
 
 		if (r->err)

@@ -323,7 +323,7 @@ static int copy_sequence(struct salvage *s)
 		    &set, NULL) != SQLITE_OK)
 		return to_failed(s, "ids");
 	if (sqlite3_prepare_v2(s->from, "SELECT name, seq FROM sqlite_sequence WHERE typeof(seq) ="
-		" 'integer' AND seq BETWEEN 0 AND " WFS_FSCK_MAX_ID, -1, &row, NULL) != SQLITE_OK)
+		" 'integer' AND seq BETWEEN 0 AND " WFS_FSCK_MAX_SEQUENCE, -1, &row, NULL) != SQLITE_OK)
 		row = NULL;
 	while (row && ret == 0 && sqlite3_step(row) == SQLITE_ROW) {
 		sqlite3_bind_value(set, 1, sqlite3_column_value(row, 0));

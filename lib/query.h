@@ -92,7 +92,10 @@
 	Q(DATA_WORK, "SELECT id, state, holes FROM data_file "                                     \
 		     "WHERE (state >= 2 OR holes > 0) AND id > ? ORDER BY id LIMIT ?")             \
 	Q(DATA_DELETE, "DELETE FROM data_file WHERE id = ? AND state = 2")                         \
-	Q(DATA_LAST_ID, "SELECT seq FROM sqlite_sequence WHERE name = 'data_file'")                \
+	/* by both: what lies behind it is removed, and a sequence can be damaged */               \
+	Q(DATA_LAST_ID, "SELECT max(coalesce((SELECT max(seq) FROM sqlite_sequence "               \
+			"WHERE name = 'data_file'), 0), "                                          \
+			"coalesce((SELECT max(id) FROM data_file), 0))")                           \
 	Q(DATA_DOOM_FILLING, "UPDATE data_file SET state = 2 WHERE state = 3")                     \
 	/* objects */                                                                              \
 	Q(OBJECT_FIND, "SELECT id, ordinal, data_file, offset FROM object "                        \

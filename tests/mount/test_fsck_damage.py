@@ -81,3 +81,18 @@ def test_store_in_use_is_clean(mount):
             answer = mount.fsck()
             assert answer["findings"] == []
         held.write(b"still there")
+
+
+def test_ids_that_are_lost_cost_no_data_file(weightfs, watchdog, store, tmp_path):
+    """Files behind the last id are left over from a crash, and removed; but not those that have a row."""
+    sql("UPDATE sqlite_sequence SET seq = 0 WHERE name = 'data_file'")(store)
+    before = sorted(path.name for path in (store / "data").rglob("*") if path.is_file())
+    (tmp_path / "mounts").mkdir()
+    m = Mount(weightfs, tmp_path / "mounts", watchdog, 120)
+    m.store = store
+    try:
+        m.mount()
+        m.umount()
+    finally:
+        m.end()
+    assert before and sorted(path.name for path in (store / "data").rglob("*") if path.is_file()) == before

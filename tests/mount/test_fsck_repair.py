@@ -11,7 +11,9 @@ import errno
 import hashlib
 import json
 import os
+import pathlib
 import random
+import re
 import shutil
 import subprocess
 
@@ -22,7 +24,9 @@ from support.mounts import Mount
 
 SEED = int(os.environ.get("FSCK_SEED", "1"))
 ROUNDS = int(os.environ.get("FSCK_ROUNDS", "200"))
-SHORT_ROUNDS = 12
+SHORT_ROUNDS = 4
+LIB = pathlib.Path(__file__).parents[2] / "lib"
+CHECKS = ["fsck_names", "fsck_content", "fsck_data", "fsck_bytes", "fsck_schema"]
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +151,27 @@ def repair_and_check(weightfs, watchdog, base, store, before, touched):
 ALL_DAMAGE = [(d[0], d[1], d[2]) for d in DAMAGE] + MORE_DAMAGE
 
 
-@pytest.mark.parametrize("kind, damage", [d[1:] for d in ALL_DAMAGE], ids=[d[0] for d in ALL_DAMAGE])
+# One of each way to repair; all of them are for the long form.
+SHORT = ["small-object-lost", "extent-moved", "object-row-lost", "manifest-two-rows-lost", "inode-lost",
+         "directory-in-itself", "two-parents", "slash-in-a-name", "page-overwritten", "pack-removed", "pack-is-a-link",
+         "file-of-nobody", "foreign-name", "staging-of-two", "whole-copy-cut", "attribute-of-nobody"]
+
+
+def by_length():
+    """Each damage, those that are not short marked as long."""
+    return [pytest.param(*d[1:], id=d[0], marks=[] if d[0] in SHORT else [pytest.mark.long]) for d in ALL_DAMAGE]
+
+
+def test_every_kind_of_finding_has_its_damage():
+    """Kinds, as the sources of the check name them."""
+    sources = [path.read_text() for path in LIB.glob("fsck_*.c") if path.stem in CHECKS]
+    kinds = {kind for text in sources
+             for kind in re.findall(r'(?:^\t\{\s*|run, |\{\s*\\?\s*)"([a-z]+(?:-[a-z]+)*)",', text, re.M)}
+    assert len(kinds) > 40
+    assert kinds - {"check", "object", "manifest"} <= {d[1] for d in ALL_DAMAGE}
+
+
+@pytest.mark.parametrize("kind, damage", by_length())
 def test_every_kind_is_found_and_repaired(weightfs, watchdog, sound_store, tmp_path, kind, damage):
     store, before = copy_store(sound_store[0], tmp_path / "damaged"), sound_store[1]
     sound = touched_by(store)
@@ -190,6 +214,17 @@ def test_what_is_missing_as_a_whole_is_explained(weightfs, sound_store, tmp_path
     assert done.returncode == 1 and "put it back" in done.stderr
     (tmp_path / "elsewhere").rename(store / "data")
     assert fsck(weightfs, store)[0] == 0
+
+
+def test_a_database_that_is_none(weightfs, watchdog, sound_store, tmp_path):
+    """Without any row the bytes of the data files are in lost+found, and the old database is kept."""
+    store, before = copy_store(sound_store[0], tmp_path / "damaged"), sound_store[1]
+    (store / "weightfs.db").write_bytes(b"not a database" * 1000)
+    status, answer = run_repair(weightfs, store, "--bytes")
+    assert (status, answer["repair"]["left"]) == (0, [])
+    after = mount_and_read(weightfs, watchdog, tmp_path, store)
+    assert before["opaque.bin"] in after.values() and before["more/npy.bin"] in after.values()
+    assert (store / answer["repair"]["kept"] / "weightfs.db").read_bytes() == b"not a database" * 1000
 
 
 def test_the_way_back(weightfs, sound_store, tmp_path):
@@ -244,7 +279,7 @@ def page_round(weightfs, watchdog, tmp_path, sound_store, seed):
 
 
 def test_damaged_pages(weightfs, watchdog, sound_store, tmp_path):
-    for seed in range(SEED, SEED + 4):
+    for seed in range(SEED, SEED + 2):
         page_round(weightfs, watchdog, tmp_path, sound_store, seed)
 
 
