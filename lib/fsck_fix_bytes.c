@@ -194,7 +194,7 @@ static int try_places(struct wfs_fix *fix, int64_t object, int64_t manifest, int
 	return WFS_MIN(ret, 0);
 }
 
-static int look_elsewhere(struct wfs_fix *fix)
+static int look_once(struct wfs_fix *fix)
 {
 	struct wfs_fix_rows rows;
 	int ret = wfs_fix_rows(fix, "SELECT c.object, c.manifest, c.seq FROM manifest_object c"
@@ -204,6 +204,19 @@ static int look_elsewhere(struct wfs_fix *fix)
 	for (size_t i = 0; i < rows.n && ret == 0; i++)
 		ret = try_places(fix, rows.list[i].a, rows.list[i].b, rows.list[i].c);
 	free(rows.list);
+	return ret;
+}
+
+/* What is in its place again says where its neighbours are. */
+static int look_elsewhere(struct wfs_fix *fix)
+{
+	uint64_t before;
+	int ret;
+
+	do {
+		before = fix->actions;
+		ret = look_once(fix);
+	} while (ret == 0 && fix->actions > before);
 	return ret;
 }
 

@@ -46,6 +46,13 @@ static const struct wfs_fix_step object_steps[] = {
 		"object %1", "data file %2 does not exist; its row is made anew",
 		"INSERT INTO data_file (id, state) SELECT DISTINCT o.data_file, 1 FROM object o"
 		" WHERE o.data_file IS NOT NULL AND o.data_file NOT IN (SELECT id FROM data_file)" },
+	/* Of a manifest and a staging file one is wrong: not that which has the inode's size. */
+	{ "inode-content", WFS_FSCK_ALWAYS,
+		"SELECT i.ino, i.data_file FROM inode i JOIN manifest m ON m.id = i.manifest"
+		" WHERE i.data_file IS NOT NULL AND i.size = m.size",
+		"inode %1", "@1 has both a manifest, which has its size, and data file %2, which goes",
+		"UPDATE inode SET data_file = NULL WHERE data_file IS NOT NULL AND size ="
+		" (SELECT m.size FROM manifest m WHERE m.id = inode.manifest)" },
 	{ "dangling-reference", WFS_FSCK_ALWAYS,
 		"SELECT i.ino, i.data_file FROM inode i WHERE i.data_file IS NOT NULL"
 		" AND i.data_file NOT IN (SELECT id FROM data_file)",
@@ -97,6 +104,68 @@ static const struct wfs_fix_step object_steps[] = {
 		" OR state NOT BETWEEN 0 AND 3" },
 };
 
+/*
+ * A staging file that is somebody else's: a pack with objects in it, or another's and this
+ * inode has the size of a content that has lost its file.
+ */
+#define UNNAMED_OF_SIZE(size)                                                                         \
+	"FROM manifest u WHERE u.size = " size " AND u.refs > (SELECT count(*) FROM inode k"          \
+	" WHERE k.manifest = u.id)"
+static const char wrong_claims[] =
+	"SELECT i.ino, i.size FROM inode i JOIN data_file d ON d.id = i.data_file WHERE d.state <> 0"
+	" AND (EXISTS (SELECT 1 FROM object o WHERE o.data_file = d.id)"
+	" OR EXISTS (SELECT 1 FROM manifest m WHERE m.whole = d.id))"
+	" OR i.size > 0 AND EXISTS (SELECT 1 FROM inode j WHERE j.data_file = i.data_file"
+	" AND j.ino <> i.ino) AND EXISTS (SELECT 1 " UNNAMED_OF_SIZE("i.size") ")";
+
+/* The one content of this size, or the one staging file, that has lost its file: this one. */
+static int find_own_content(struct wfs_fix *fix, int64_t ino, int64_t size)
+{
+	struct wfs_fix_rows lost;
+	int ret = wfs_fix_rows(fix, "SELECT u.id " UNNAMED_OF_SIZE("?1") " AND ?1 > 0", &lost, "i", size);
+	const char *column = "manifest";
+	bool found;
+
+	if (ret == 0 && lost.n == 0) {
+		free(lost.list);
+		column = "data file";
+		ret = wfs_fix_rows(fix, "SELECT d.id FROM data_file d WHERE d.state = 0 AND NOT EXISTS"
+			" (SELECT 1 FROM inode i WHERE i.data_file = d.id)", &lost, "");
+	}
+	found = ret == 0 && lost.n == 1;
+	if (found) {
+		ret = wfs_fix_exec(fix, column[0] == 'm'
+			? "UPDATE inode SET manifest = ?, data_file = NULL WHERE ino = ?"
+			: "UPDATE inode SET data_file = ? WHERE ino = ?", "ii", lost.list[0].a, ino);
+		wfs_fix_sayf(fix, "staging-shared", "inode", ino, "what it named is another's; %s %lld "
+			"fits, which nothing named", column, (long long)lost.list[0].a);
+	}
+	free(lost.list);
+	return ret ? ret : found;
+}
+
+static int fix_claims(struct wfs_fix *fix)
+{
+	struct wfs_fix_rows rows;
+	int ret = wfs_fix_rows(fix, wrong_claims, &rows, "");
+
+	for (size_t i = 0; i < rows.n && ret == 0; i++) {
+		int64_t ino = rows.list[i].a;
+
+		ret = find_own_content(fix, ino, rows.list[i].b);
+		if (ret != 0) {
+			ret = WFS_MIN(ret, 0);
+			continue;
+		}
+		ret = wfs_fix_damage_inode(fix, ino, "content-lost",
+			"the data file that it named is another's; its own may be in lost+found");
+		if (ret == 0)
+			ret = wfs_fix_exec(fix, "UPDATE inode SET data_file = NULL WHERE ino = ?", "i", ino);
+	}
+	free(rows.list);
+	return ret;
+}
+
 /* A data file that a dirty inode shares with others: it gets a copy for itself. */
 static int separate_staging(struct wfs_fix *fix)
 {
@@ -125,6 +194,8 @@ int wfs_fix_objects(struct wfs_fix *fix)
 {
 	int ret = wfs_fix_table(fix, object_steps, WFS_ARRAY_SIZE(object_steps));
 
+	if (ret == 0)
+		ret = fix_claims(fix);
 	return ret ? ret : separate_staging(fix);
 }
 

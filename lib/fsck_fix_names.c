@@ -31,9 +31,9 @@ static const struct wfs_fix_step mode_steps[] = {
 		"SELECT 1 WHERE NOT EXISTS (SELECT 1 FROM inode WHERE ino = 1)",
 		"inode %1", "the root was missing, and is made anew",
 		"INSERT INTO inode (ino, mode, uid, gid, nlink, atime_ns, mtime_ns, ctime_ns, btime_ns)"
-		" SELECT 1, 16877, coalesce(max(uid), 0), coalesce(max(gid), 0), 2, n, n, n, n FROM"
-		" (SELECT uid, gid FROM inode ORDER BY ino LIMIT 1), (SELECT strftime('%s', 'now')"
-		" * 1000000000 AS n)" },
+		" SELECT 1, 16877, coalesce((SELECT uid FROM inode ORDER BY ino LIMIT 1), 0),"
+		" coalesce((SELECT gid FROM inode ORDER BY ino LIMIT 1), 0), 2, n, n, n, n FROM"
+		" (SELECT strftime('%s', 'now') * 1000000000 AS n)" },
 	{ "root", WFS_FSCK_ALWAYS,
 		"SELECT 1, printf('%o', mode) FROM inode i WHERE ino = 1 AND (NOT " IS_DIR("i") " OR "
 		NO_TYPE("i") ")",

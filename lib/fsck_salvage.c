@@ -16,8 +16,7 @@
 #include "schema_sql.h"
 
 #define MAX_COLUMNS 18
-#define MAX_PROBES 200000       /* halvings of damaged ranges of one table */
-#define MAX_DEPTH 70            /* of ranges in ranges: each is half of the last */
+#define MAX_PROBES 20000        /* halvings of damaged ranges of one table */
 #define LENGTH_LIMIT (16 << 20) /* bytes of one value */
 
 struct table {
@@ -54,7 +53,8 @@ struct salvage {
 	sqlite3 *from, *to;
 	const struct table *table;
 	sqlite3_stmt *insert;
-	uint64_t rows, lost, clashes, probes;
+	sqlite3_stmt *up, *down; /* rows of the old table, both ways; NULL: there is no such table */
+	uint64_t rows, lost, clashes;
 };
 
 static int to_failed(struct salvage *s, const char *what)
@@ -186,23 +186,29 @@ static char *select_sql(struct salvage *s, bool down)
 		       down ? " DESC" : "") < 0 ? NULL : sql;
 }
 
+static sqlite3_stmt *prepare_way(struct salvage *s, bool down)
+{
+	WFS_AUTO_FREE char *sql = select_sql(s, down);
+	sqlite3_stmt *stmt = NULL;
+
+	if (sql && sqlite3_prepare_v2(s->from, sql, -1, &stmt, NULL) != SQLITE_OK)
+		stmt = NULL;
+	return stmt;
+}
+
 /* One way through a range. 1: all of it was read; 0: up to *ret_last, if any (then *ret_any). */
 static int read_one_way(struct salvage *s, const struct range *range, bool down, int64_t *ret_last,
 	bool *ret_any)
 {
-	WFS_AUTO_FREE char *sql = select_sql(s, down);
-	sqlite3_stmt *row = NULL;
+	sqlite3_stmt *row = down ? s->down : s->up;
 	int code, ret = 0;
 
 	*ret_any = false;
-	if (!sql)
-		return -ENOMEM;
-	code = sqlite3_prepare_v2(s->from, sql, -1, &row, NULL);
-	if (code == SQLITE_OK && s->table->order) {
+	if (s->table->order) {
 		sqlite3_bind_int64(row, 1, range->low);
 		sqlite3_bind_int64(row, 2, range->high);
 	}
-	while (ret == 0 && code == SQLITE_OK && (code = sqlite3_step(row)) == SQLITE_ROW) {
+	while (ret == 0 && (code = sqlite3_step(row)) == SQLITE_ROW) {
 		int64_t key = sqlite3_column_int64(row, 0);
 
 		/* Pages that lead back to where we were: damage, too. */
@@ -214,10 +220,9 @@ static int read_one_way(struct salvage *s, const struct range *range, bool down,
 		*ret_last = key;
 		*ret_any = true;
 		ret = put_row(s, row);
-		code = SQLITE_OK;
 	}
-	sqlite3_finalize(row);
-	if (ret == 0 && code != SQLITE_DONE && wfs_fsck_errno(code) == -ENOMEM)
+	sqlite3_reset(row);
+	if (ret == 0 && wfs_fsck_errno(code) == -ENOMEM)
 		ret = -ENOMEM;
 	return ret ? ret : code == SQLITE_DONE;
 }
@@ -243,27 +248,31 @@ static int read_both_ways(struct salvage *s, const struct range *range, struct r
 	return ret;
 }
 
+/* Breadth first: of what a damaged page hides the large parts are looked for before the small ones. */
 static int read_ranges(struct salvage *s)
 {
-	struct range stack[MAX_DEPTH + 2] = { { INT64_MIN, INT64_MAX } }, left;
+	WFS_AUTO_FREE struct range *queue = calloc(2 * MAX_PROBES + 3, sizeof(*queue));
+	struct range left;
 	size_t n = 1;
 	int ret = 0;
 
-	while (n > 0 && ret >= 0) {
-		struct range range = stack[--n];
+	if (!queue)
+		return -ENOMEM;
+	queue[0] = (struct range){ INT64_MIN, INT64_MAX };
+	for (size_t at = 0; at < n && ret >= 0; at++) {
 		int64_t middle;
 
-		ret = read_both_ways(s, &range, &left);
+		ret = read_both_ways(s, &queue[at], &left);
 		if (ret != 0 || left.low > left.high)
 			continue;
-		if (left.low == left.high || n + 2 > MAX_DEPTH || ++s->probes > MAX_PROBES) {
+		if (left.low == left.high || at >= MAX_PROBES) {
 			s->lost++;
 			continue;
 		}
 		middle = left.low / 2 + left.high / 2;
 		middle = WFS_MIN(WFS_MAX(middle, left.low), left.high - 1);
-		stack[n++] = (struct range){ middle + 1, left.high };
-		stack[n++] = (struct range){ left.low, middle };
+		queue[n++] = (struct range){ left.low, middle };
+		queue[n++] = (struct range){ middle + 1, left.high };
 	}
 	return WFS_MIN(ret, 0);
 }
@@ -285,10 +294,12 @@ static int copy_table(struct salvage *s, const struct table *table)
 	char marks[2 * MAX_COLUMNS + 1] = "", columns[600] = "";
 	size_t len = 0, n = 0;
 	char where[64], text[200];
-	int ret;
+	int ret = 0;
 
 	s->table = table;
-	s->rows = s->lost = s->clashes = s->probes = 0;
+	s->rows = s->lost = s->clashes = 0;
+	s->up = prepare_way(s, false);
+	s->down = table->order ? prepare_way(s, true) : NULL;
 	for (; table->columns[n]; n++) {
 		len += (size_t)snprintf(columns + len, sizeof(columns) - len, "%s%s", n ? ", " : "",
 			table->columns[n]);
@@ -300,8 +311,13 @@ static int copy_table(struct salvage *s, const struct table *table)
 	}
 	if (sqlite3_prepare_v2(s->to, sql, -1, &s->insert, NULL) != SQLITE_OK)
 		return to_failed(s, table->name);
-	ret = table->order ? read_ranges(s) : copy_meta(s);
+	if (!s->up || (table->order && !s->down))
+		s->lost = 1;
+	else
+		ret = table->order ? read_ranges(s) : copy_meta(s);
 	sqlite3_finalize(s->insert);
+	sqlite3_finalize(s->up);
+	sqlite3_finalize(s->down);
 	if (ret)
 		return ret;
 	snprintf(where, sizeof(where), "table %s", table->name);

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from support.damage import DAMAGE, fill, flip_bit, fsck, sql
+from support.store_damage import DAMAGE, fill, flip_bit, fsck, sql
 from support.files import random_bytes
 from support.mounts import Mount
 

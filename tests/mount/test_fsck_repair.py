@@ -16,10 +16,11 @@ import random
 import re
 import shutil
 import subprocess
+import time
 
 import pytest
 
-from support.damage import DAMAGE, MORE_DAMAGE, fill, fill_more, fsck, mutate, overwrite_random_pages, touched_by
+from support.store_damage import DAMAGE, MORE_DAMAGE, fill, fill_more, fsck, mutate, overwrite_random_pages, touched_by
 from support.mounts import Mount
 
 SEED = int(os.environ.get("FSCK_SEED", "1"))
@@ -165,10 +166,10 @@ def by_length():
 def test_every_kind_of_finding_has_its_damage():
     """Kinds, as the sources of the check name them."""
     sources = [path.read_text() for path in LIB.glob("fsck_*.c") if path.stem in CHECKS]
-    kinds = {kind for text in sources
-             for kind in re.findall(r'(?:^\t\{\s*|run, |\{\s*\\?\s*)"([a-z]+(?:-[a-z]+)*)",', text, re.M)}
+    named = r'\{\s*"([a-z-]+)",\s*WFS_FSCK_|wfs_fsck_report(?:_at)?\((?:\w+->)?run, "([a-z-]+)"'
+    kinds = {a or b for text in sources for a, b in re.findall(named, text)}
     assert len(kinds) > 40
-    assert kinds - {"check", "object", "manifest"} <= {d[1] for d in ALL_DAMAGE}
+    assert kinds == {d[1] for d in ALL_DAMAGE}
 
 
 @pytest.mark.parametrize("kind, damage", by_length())
@@ -235,6 +236,30 @@ def test_the_way_back(weightfs, sound_store, tmp_path):
     answer = run_repair(weightfs, store, "--bytes")[1]
     shutil.copy(store / answer["repair"]["kept"] / "weightfs.db", store / "weightfs.db")
     assert fsck(weightfs, store)[1]["findings"] == found
+
+
+def test_a_repair_that_is_killed(weightfs, watchdog, sound_store, tmp_path):
+    """Wherever it was: the next repair finds all that there was to repair, or nothing any more."""
+    store, before = copy_store(sound_store[0], tmp_path / "damaged"), sound_store[1]
+    sound = touched_by(store)
+    by_name = dict((d[0], d[2]) for d in ALL_DAMAGE)
+    for name in ("foreign-name", "file-of-nobody", "manifest-two-rows-lost", "name-dots"):
+        by_name[name](store)
+    touched = sound.difference(store)
+    contents = (store / "data").glob("??/notes.txt")
+    assert len(list(contents)) == 1
+    for after in (0.0, 0.01, 0.02, 0.05, 0.1, 0.2):
+        process = subprocess.Popen([str(weightfs), "fsck", "--repair", "--bytes", str(store)],
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(after)
+        process.kill()
+        process.wait()
+    status, answer = run_repair(weightfs, store, "--bytes")
+    assert (status, answer["repair"]["left"]) == (0, [])
+    after = mount_and_read(weightfs, watchdog, tmp_path, store)
+    check_files(before, after, touched)
+    assert hashlib.sha256(b"not of weightfs\n").hexdigest() in after.values()
+    assert hashlib.sha256(b"nobody's").hexdigest() in after.values()
 
 
 def random_round(weightfs, watchdog, tmp_path, sound_store, seed):

@@ -231,7 +231,7 @@ def staging_path(store):
 
 
 def add_fifo(store):
-    os.mkfifo(some_pack(store).parent / ("0" * 14 + some_pack(store).parent.name))
+    os.mkfifo(some_pack(store).parent / ("9" * 14 + some_pack(store).parent.name))
 
 
 def add_directory(store):
