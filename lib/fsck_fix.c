@@ -317,6 +317,7 @@ static int copy_range(int in, int out, off_t from, off_t end)
 	if (!buf)
 		return -ENOMEM;
 	if (ftruncate(out, end - base) != 0)
+		/* cppcheck-suppress memleak; WFS_AUTO_FREE */
 		return -errno;
 	while (at < end) {
 		off_t data = lseek(in, at, SEEK_DATA);
@@ -367,6 +368,7 @@ int wfs_fix_hash(struct wfs_fix *fix, int64_t id, int64_t offset, int64_t length
 	if (!buf)
 		return -ENOMEM;
 	if (fd < 0 || offset < 0 || length < 1 || offset > size || length > size - offset)
+		/* cppcheck-suppress memleak; WFS_AUTO_FREE */
 		return 0;
 	wfs_hasher_init(&hasher, 128);
 	while (length > 0) {

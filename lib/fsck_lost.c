@@ -267,6 +267,7 @@ int wfs_lost_write_notes(struct wfs_fix *fix)
 	fflush(fix->notes);
 	rewind(fix->notes);
 	if (fread(text, 1, len, fix->notes) != len)
+		/* cppcheck-suppress memleak; WFS_AUTO_FREE */
 		return -EIO;
 	fseek(fix->notes, size, SEEK_SET);
 	gmtime_r(&now, &tm);

@@ -114,11 +114,13 @@ static int copy_file(int from_dir, int to_dir, const char *name)
 	ssize_t n;
 
 	if (in < 0)
+		/* cppcheck-suppress memleak; WFS_AUTO_FREE */
 		return errno == ENOENT ? 0 : -errno;
 	if (!buf)
 		return -ENOMEM;
 	out = openat(to_dir, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
 	if (out < 0)
+		/* cppcheck-suppress memleak; WFS_AUTO_FREE */
 		return -errno;
 	while ((n = read(in, buf, COPY_SIZE)) > 0)
 		if (write(out, buf, (size_t)n) != n)
