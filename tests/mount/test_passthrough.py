@@ -3,8 +3,8 @@
 As root passthrough is on; as an ordinary user the same must hold without it.
 """
 
-import errno
 import ctypes
+import errno
 import mmap
 import os
 import subprocess

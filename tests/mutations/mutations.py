@@ -176,4 +176,4 @@ mutation("a tensor replaces shards that are left out", "lib/model_put.c", "if (m
 mutation("a tensor that replaces another keeps that file", "lib/model_put.c",
          "if (found == WFS_PENDING_PUT && old != ino)\n\t\tret = wfs_model_unlink_inode(s, old, gone);", "", MODEL, WRITES)
 mutation("an array with bytes behind it", "lib/npy.c",
-         "\tif (want < file_size)\n", "\tif (want + 1 < file_size)\n", "unit/test_npy", "mount/test_tensor_input.py")
+         "\tif (want == file_size)\n", "\tif (want <= file_size)\n", "unit/test_npy", "mount/test_tensor_input.py")
