@@ -281,7 +281,7 @@ static void bound_log(struct wfs_db *db)
 	if (is_due)
 		db->bound_pages = pages + WFS_DB_LOG_BOUND / 4;
 	pthread_mutex_unlock(&db->lock);
-	if (is_due && (!db->may_move_log || db->may_move_log(db->may_move_log_ctx)))
+	if (is_due)
 		wfs_db_checkpoint(db, WFS_DB_LOG_BOUND);
 }
 

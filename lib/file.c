@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 
 #include "lib/file_priv.h"
+#include "lib/flush.h"
 #include "lib/manifest.h"
 #include "lib/quota.h"
 
@@ -434,14 +435,10 @@ int wfs_file_fallocate(struct wfs_file *f, int mode, uint64_t offset, uint64_t l
 
 int wfs_file_sync(struct wfs_file *f)
 {
-	struct wfs_content *c = wfs_file_content(f);
-	int ret = 0;
-
 	/* A sealed file's bytes were made durable before it was sealed. */
-	if (c->staging)
-		ret = wfs_datafile_sync(c->table, c->staging);
-	wfs_content_unref(c);
-	return ret ? ret : wfs_store_sync(f->store);
+	int ret = wfs_flush_file(f);
+
+	return ret ? ret : wfs_db_sync(&f->store->db);
 }
 
 /* ---- copying ---- */

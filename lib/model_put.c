@@ -6,6 +6,7 @@
 
 #include "lib/compose.h"
 #include "lib/file_priv.h"
+#include "lib/flush.h"
 #include "lib/manifest.h"
 #include "lib/model_priv.h"
 #include "lib/npy.h"
@@ -287,7 +288,7 @@ static int get_whole_model(struct wfs_store *s, const struct wfs_model_name *nam
 	return 0;
 }
 
-/* The directory is there; and whoever makes the row durable makes the bytes of the file durable first. */
+/* Both are still there. */
 static int check_both(struct wfs_store *s, uint64_t dir, uint64_t ino)
 {
 	struct wfs_attr a;
@@ -298,7 +299,7 @@ static int check_both(struct wfs_store *s, uint64_t dir, uint64_t ino)
 	found = ino ? wfs_inode_get(s, ino, &a) : 0;
 	if (found < 0 || !ino)
 		return found;
-	return !found ? -ENOENT : a.data_file ? wfs_store_flush_later(s, a.data_file) : 0;
+	return found ? 0 : -ENOENT;
 }
 
 static int set_row(struct wfs_store *s, const struct wfs_model_name *name,
@@ -364,6 +365,8 @@ static int put_npy(struct wfs_store *s, const struct wfs_model_name *name, struc
 	if (npy.big_endian || (npy.fortran_order && npy.ndim > 1))
 		ret = convert(s, f, &npy, name->dir, &converted, &t.start);
 	if (!ret)
+		ret = converted ? wfs_flush_inode(s, converted) : wfs_flush_file(f);
+	if (!ret)
 		ret = put_row(s, name, WFS_TENSOR_NPY, converted ? converted : ino, &t, gone);
 	free(t.shape);
 	if (converted && wfs_gone_add(gone, ret ? converted : ino) != 0)
@@ -377,6 +380,8 @@ static int put_safetensors(struct wfs_store *s, const struct wfs_model_name *nam
 	struct tensor t = {.shape = NULL};
 	int ret = look_at_safetensors(f, &t, err);
 
+	if (!ret)
+		ret = wfs_flush_file(f);
 	if (!ret)
 		ret = put_row(s, name, WFS_TENSOR_SAFETENSORS, wfs_file_ino(f), &t, gone);
 	free(t.shape);

@@ -678,9 +678,7 @@ static int rename_locked(struct wfs_store *s, struct rename *r, const char *name
 		ret->replaced = r->target.ino;
 		ret->replaced_gone = S_ISDIR(r->target.mode) || r->target.nlink <= 1;
 	}
-	/* Whoever makes this rename durable makes the new bytes durable first. */
-	err = r->new_id && r->moved.data_file ? wfs_store_flush_later(s, r->moved.data_file) : 0;
-	return err ? err : move(s, r);
+	return move(s, r);
 }
 
 int wfs_name_rename(struct wfs_store *s, uint64_t parent, const char *name, uint64_t new_parent,

@@ -6,7 +6,9 @@
 #include <sys/stat.h>
 
 #include "lib/file.h"
+#include "lib/flush.h"
 #include "lib/gate.h"
+#include "lib/power.h"
 #include "lib/seal.h"
 #include "lib/store_priv.h"
 
@@ -64,7 +66,7 @@ int wfs_recover_flush_dirty(struct wfs_store *s)
 
 		if (wfs_name_getattr(s, inos[i], &a) == 0 && a.data_file &&
 			a.verdict != WFS_VERDICT_DAMAGED)
-			ret = wfs_store_flush_later(s, a.data_file);
+			ret = wfs_flush_inode(s, inos[i]);
 	}
 	return ret;
 }
@@ -141,30 +143,38 @@ static int doom_filling(struct wfs_store *s)
  */
 static int note_start(struct wfs_store *s)
 {
-	char id[64] = "unknown";
-	FILE *f = fopen("/proc/sys/kernel/random/boot_id", "re");
-	int ret;
+	char id[WFS_BOOT_ID_SIZE];
+	int ret = wfs_db_begin(&s->db);
 
-	if (f) {
-		if (fgets(id, sizeof(id), f))
-			id[strcspn(id, "\n")] = '\0';
-		fclose(f);
-	}
-	ret = wfs_db_begin(&s->db);
 	if (ret)
 		return ret;
-	ret = wfs_db_run(&s->db, WFS_Q_META_SET, "tt", "boot_id", id);
+	wfs_power_boot_id(id);
+	ret = wfs_db_run(&s->db, WFS_Q_META_SET, "tt", WFS_META_BOOT_ID, id);
 	if (ret == 0)
 		ret = wfs_db_run(&s->db, WFS_Q_META_SET, "ti", WFS_META_CANNOT_PUNCH, UINT64_C(0));
 	return wfs_db_end(&s->db, ret);
 }
 
+static int after_power_cut(struct wfs_store *s)
+{
+	size_t n = 0;
+	int ret = wfs_power_report(s, &n);
+
+	if (n > 0)
+		wfs_store_log(s, "the power was cut while the store was mounted: %zu files may lack bytes; "
+			"'weightfs status' names them", n);
+	return ret ? ret : wfs_power_sweep(s);
+}
+
 int wfs_recover(struct wfs_store *s, struct wfs_err *err)
 {
 	size_t orphans = 0, dirty = 0;
-	int ret = note_start(s);
+	bool was_cut = false;
+	int ret = wfs_power_was_cut(s, &was_cut);
 
 	(void)err;
+	if (!ret)
+		ret = note_start(s);
 	atomic_store(&s->collect_wanted, true);
 	atomic_store(&s->settle_wanted, true);
 	if (ret || s->db.was_clean)
@@ -176,6 +186,8 @@ int wfs_recover(struct wfs_store *s, struct wfs_err *err)
 		ret = wfs_recover_uncommitted(s);
 	if (!ret)
 		ret = judge_dirty(s, &dirty);
+	if (!ret && was_cut)
+		ret = after_power_cut(s);
 	if (!ret && (orphans || dirty))
 		wfs_store_log(s, "the store was not unmounted: %zu unlinked files removed, "
 			"%zu dirty files kept, to be sealed", orphans, dirty);

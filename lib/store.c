@@ -120,81 +120,9 @@ bool wfs_store_check_place(struct wfs_store *s)
 
 /* ---- durability ---- */
 
-int wfs_store_flush_later(struct wfs_store *s, uint64_t data_file)
-{
-	int ret = 0;
-
-	pthread_mutex_lock(&s->flush_lock);
-	if (s->n_flush == s->flush_room) {
-		size_t room = s->flush_room ? 2 * s->flush_room : 16;
-		uint64_t *grown = reallocarray(s->flush, room, sizeof(*grown));
-
-		if (grown) {
-			s->flush = grown;
-			s->flush_room = room;
-		} else {
-			ret = -ENOMEM;
-		}
-	}
-	if (ret == 0)
-		s->flush[s->n_flush++] = data_file;
-	pthread_mutex_unlock(&s->flush_lock);
-	return ret;
-}
-
-static int flush_one(struct wfs_store *s, uint64_t data_file)
-{
-	struct wfs_datafile *df = wfs_datafile_get(&s->datafiles, data_file);
-	int ret;
-
-	if (!df)
-		return -ENOMEM;
-	ret = wfs_datafile_sync(&s->datafiles, df);
-	wfs_datafile_unref(&s->datafiles, df);
-	/* Gone: the inode was removed, or sealed into the database. */
-	return ret == -ENOENT ? 0 : ret;
-}
-
-/* Flush what was renamed over something; files that fail stay on the list. */
-static int flush_renamed(struct wfs_store *s)
-{
-	uint64_t data_file = 0;
-	int ret = 0;
-
-	/* Whoever finds the list empty may rely on it that nobody still waits for one of it. */
-	pthread_mutex_lock(&s->flush_run_lock);
-	do {
-		pthread_mutex_lock(&s->flush_lock);
-		data_file = s->n_flush ? s->flush[--s->n_flush] : 0;
-		pthread_mutex_unlock(&s->flush_lock);
-		if (data_file)
-			ret = flush_one(s, data_file);
-		if (ret)
-			wfs_store_flush_later(s, data_file);
-	} while (data_file && ret == 0);
-	pthread_mutex_unlock(&s->flush_run_lock);
-	return ret;
-}
-
-static bool nothing_to_flush(void *ctx)
-{
-	struct wfs_store *s = ctx;
-	bool is_empty = false;
-
-	if (pthread_mutex_trylock(&s->flush_run_lock) != 0)
-		return false;
-	pthread_mutex_lock(&s->flush_lock);
-	is_empty = s->n_flush == 0;
-	pthread_mutex_unlock(&s->flush_lock);
-	pthread_mutex_unlock(&s->flush_run_lock);
-	return is_empty;
-}
-
 int wfs_store_sync(struct wfs_store *s)
 {
-	int ret = flush_renamed(s);
-
-	return ret ? ret : wfs_db_sync(&s->db);
+	return wfs_db_sync(&s->db);
 }
 
 int wfs_store_checkpoint(struct wfs_store *s, int min_pages)
@@ -519,8 +447,6 @@ static int open_database(struct wfs_store *s, struct wfs_err *err)
 		return wfs_err_errno(err, -errno, "%s/data", s->path);
 	s->db.log = s->options.log;
 	s->db.log_ctx = s->options.log_ctx;
-	s->db.may_move_log = nothing_to_flush;
-	s->db.may_move_log_ctx = s;
 	return ret ? ret : wfs_db_open(&s->db, s->path, !writes, !exists, err);
 }
 
@@ -549,14 +475,11 @@ static void free_store(struct wfs_store *s)
 	for (size_t i = 0; i < WFS_PUT_LOCKS; i++)
 		pthread_mutex_destroy(&s->put_locks[i]);
 	pthread_mutex_destroy(&s->files_lock);
-	pthread_mutex_destroy(&s->flush_lock);
-	pthread_mutex_destroy(&s->flush_run_lock);
 	pthread_mutex_destroy(&s->quota_lock);
 	wfs_pins_free(s->pins);
 	wfs_models_free(s->models);
 	pthread_mutex_destroy(&s->collect_lock);
 	pthread_mutex_destroy(&s->spare_lock);
-	free(s->flush);
 	free(s->path);
 	free(s);
 }
@@ -584,8 +507,6 @@ static struct wfs_store *new_store(const struct wfs_store_options *options)
 	for (size_t i = 0; i < WFS_PUT_LOCKS; i++)
 		pthread_mutex_init(&s->put_locks[i], NULL);
 	pthread_mutex_init(&s->files_lock, NULL);
-	pthread_mutex_init(&s->flush_lock, NULL);
-	pthread_mutex_init(&s->flush_run_lock, NULL);
 	pthread_mutex_init(&s->quota_lock, NULL);
 	pthread_mutex_init(&s->collect_lock, NULL);
 	pthread_mutex_init(&s->spare_lock, NULL);
@@ -622,6 +543,9 @@ int wfs_store_open(const char *path, const struct wfs_store_options *options,
 		e = wfs_model_count_pending(s);
 	if (!e)
 		wfs_quota_count(s);
+	/* That it is open is on the disk before anything is changed that no transaction tells of. */
+	if (!e && !s->db.read_only)
+		e = fsync(s->dir_fd) != 0 ? -errno : wfs_db_sync(&s->db);
 	if (!e && !s->db.read_only && wfs_reserve_keep(s) != 0)
 		wfs_store_log(s, "%s: no space could be reserved for removals on a full disk",
 			s->path);

@@ -73,9 +73,9 @@ int wfs_store_open(const char *path, const struct wfs_store_options *options,
 int wfs_store_close(struct wfs_store *store);
 
 /*
- * Wait until every change that returned before this call would survive a
- * power cut: bytes of files renamed over others first, then the database.
- * -EIO where the disk failed. Blocks on the disk, holds no lock meanwhile.
+ * Wait until every transaction that was committed before this call would survive a
+ * power cut, and with it the bytes that it needs (lib/flush.h). -EIO where the disk
+ * failed. Blocks on the disk, holds no lock meanwhile.
  */
 int wfs_store_sync(struct wfs_store *store);
 

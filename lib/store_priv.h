@@ -2,7 +2,7 @@
  * store_priv.h - struct wfs_store, for lib/ only.
  *
  * Lock order (docs/locking.md): collect_lock → a file's lock → db.lock →
- * files_lock, flush_lock, datafiles.lock (the last three never together).
+ * files_lock, datafiles.lock (the last two never together).
  */
 #ifndef WFS_STORE_PRIV_H
 #define WFS_STORE_PRIV_H
@@ -40,13 +40,6 @@ struct wfs_store {
 	/* under files_lock */
 	pthread_mutex_t files_lock;
 	struct wfs_file *files[WFS_FILE_BUCKETS]; /* in use, by inode number */
-
-	/* Data files that the next wfs_store_sync must flush before the
-	 * database: of inodes that were renamed over others. Under flush_lock. */
-	pthread_mutex_t flush_lock;
-	pthread_mutex_t flush_run_lock; /* held by the one thread that works on the list */
-	uint64_t *flush;
-	size_t n_flush, flush_room;
 
 	struct wfs_pins *pins; /* lib/pin.c; constant */
 	struct wfs_models *models; /* lib/model.c; constant */
@@ -87,9 +80,6 @@ void wfs_store_log(struct wfs_store *s, const char *fmt, ...) WFS_PRINTF(2, 3);
 
 /* Does the disk below let data files share blocks? Tried out at the first call. */
 bool wfs_store_shares_blocks(struct wfs_store *s);
-
-/* Have the next sync flush this data file first. */
-int wfs_store_flush_later(struct wfs_store *s, uint64_t data_file);
 
 /* ---- pieces of lib/name.c that the lifecycle shares; within a transaction ---- */
 

@@ -270,6 +270,9 @@ static int fill(struct wfs_file *f, struct wfs_content *old, uint64_t length,
 	struct wfs_attr a;
 	int err = wfs_content_copy(old, length, new->staging);
 
+	/* What the file has now is on the disk; so is the copy, before it takes its place. */
+	if (!err && length > 0)
+		err = wfs_datafile_sync(&f->store->datafiles, new->staging);
 	if (!err)
 		err = wfs_name_getattr(f->store, f->ino, &a);
 	/* Until somebody writes, the file is as old as it was. */

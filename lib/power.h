@@ -1,0 +1,33 @@
+/*
+ * power.h - after a power cut: which files may lack bytes, and what is left over.
+ *
+ * Called by lib/recover.c alone. Whether the power went is told by the kernel's boot id: the
+ * store was not unmounted, and this is another boot than the one in which it was last open. A
+ * process that dies loses nothing that it had written; a disk that is pulled
+ * out under a running machine is taken for that.
+ */
+#ifndef WFS_POWER_H
+#define WFS_POWER_H
+
+#include "lib/base.h"
+#include "lib/store.h"
+
+#define WFS_META_BOOT_ID "boot_id"
+#define WFS_BOOT_ID_SIZE 64
+
+/* Of this boot; WEIGHTFS_BOOT_ID in its place, where a test cuts the power of a disk alone. */
+void wfs_power_boot_id(char ret[WFS_BOOT_ID_SIZE]);
+
+/* Was the store last open in another boot, and not unmounted there? Before meta.boot_id is set anew. */
+int wfs_power_was_cut(struct wfs_store *s, bool *ret);
+
+/*
+ * Report every dirty file that has a name and was not flushed since it was changed (lib/flush.h): by
+ * the reason "power-cut". It can be read, written and replaced. *ret_n: how many.
+ */
+int wfs_power_report(struct wfs_store *s, size_t *ret_n);
+
+/* Remove data files without a row: the rows were lost, or the removal of the file was. Looks at all. */
+int wfs_power_sweep(struct wfs_store *s);
+
+#endif
