@@ -342,19 +342,31 @@ int wfs_db_end_part(struct wfs_db *db, int ret)
 	return ret;
 }
 
-int wfs_db_sync(struct wfs_db *db)
+uint64_t wfs_db_commits(struct wfs_db *db)
 {
 	uint64_t commits;
-	int ret = 0;
 
 	pthread_mutex_lock(&db->lock);
 	commits = db->commits;
 	pthread_mutex_unlock(&db->lock);
+	return commits;
+}
+
+int wfs_db_sync(struct wfs_db *db)
+{
+	return wfs_db_sync_to(db, wfs_db_commits(db));
+}
+
+int wfs_db_sync_to(struct wfs_db *db, uint64_t commits)
+{
+	int ret = 0;
 
 	pthread_mutex_lock(&db->sync_lock);
 	if (db->synced < commits) {
+		uint64_t now = wfs_db_commits(db);
+
 		if (fdatasync(db->wal_fd) == 0)
-			db->synced = commits;
+			db->synced = now;
 		else
 			ret = -errno;
 	}

@@ -128,6 +128,10 @@ int wfs_db_error(struct wfs_db *db, int code, const char *what);
 /* What was committed before this call survives a power cut. Takes no database lock while it waits. */
 int wfs_db_sync(struct wfs_db *db);
 
+/* How many were committed until now; and to wait for these alone. */
+uint64_t wfs_db_commits(struct wfs_db *db);
+int wfs_db_sync_to(struct wfs_db *db, uint64_t commits);
+
 /*
  * Move the log into the database file. Everything committed becomes durable; call
  * wfs_store_sync first, so that less of the waiting is under the lock. Returns at once if the log is shorter than `min_pages`

@@ -435,10 +435,13 @@ int wfs_file_fallocate(struct wfs_file *f, int mode, uint64_t offset, uint64_t l
 
 int wfs_file_sync(struct wfs_file *f)
 {
+	struct wfs_db *db = &f->store->db;
+	uint64_t commits = wfs_db_commits(db);
+	bool first;
 	/* A sealed file's bytes were made durable before it was sealed. */
-	int ret = wfs_flush_file(f);
+	int ret = wfs_flush_file(f, &first);
 
-	return ret ? ret : wfs_db_sync(&f->store->db);
+	return ret ? ret : wfs_db_sync_to(db, first ? commits + 1 : commits);
 }
 
 /* ---- copying ---- */

@@ -6,12 +6,15 @@
 #include <sys/stat.h>
 
 #include "lib/file_priv.h"
+#include "lib/seal.h"
 
 /* inode.target of a dirty file: both little endian. */
 struct note {
 	uint8_t size[8];
 	uint8_t mtime_ns[8];
 };
+
+/* ---- the note ---- */
 
 static void put_number(uint8_t out[8], uint64_t n)
 {
@@ -64,34 +67,35 @@ int wfs_flush_note(struct wfs_store *s, uint64_t ino, uint64_t *ret_size, int64_
 	return wfs_db_end(&s->db, found);
 }
 
-static bool is_noted(struct wfs_file *f, const struct stat *st)
-{
-	uint64_t size;
-	int64_t mtime_ns;
-
-	return wfs_flush_note(f->store, f->ino, &size, &mtime_ns) > 0 &&
-	       size == (uint64_t)st->st_size && mtime_ns == wfs_ns(&st->st_mtim);
-}
+/* ---- now ---- */
 
 /* What is written while this waits is not in the note, or makes it untrue. */
-static int flush_staging(struct wfs_file *f, struct wfs_datafile *staging)
+static int flush_staging(struct wfs_file *f, struct wfs_datafile *staging, bool *ret_first)
 {
 	struct wfs_datafiles *table = &f->store->datafiles;
+	uint64_t size = 0;
+	int64_t mtime_ns = 0;
 	struct stat st;
-	int ret = wfs_datafile_stat(table, staging->id, &st);
+	int had, ret = wfs_datafile_stat(table, staging->id, &st);
 
 	if (ret == 0)
 		ret = wfs_datafile_sync(table, staging);
 	if (ret)
 		return ret == -ENOENT ? -EIO : ret;
-	return is_noted(f, &st) ? 0 : set_note(f, staging->id, &st);
+	had = wfs_flush_note(f->store, f->ino, &size, &mtime_ns);
+	*ret_first = had <= 0;
+	if (had > 0 && size == (uint64_t)st.st_size && mtime_ns == wfs_ns(&st.st_mtim))
+		return 0;
+	return set_note(f, staging->id, &st);
 }
 
-int wfs_flush_file(struct wfs_file *f)
+int wfs_flush_file(struct wfs_file *f, bool *ret_first)
 {
 	struct wfs_content *c = wfs_file_content(f);
-	int ret = c->staging ? flush_staging(f, c->staging) : 0;
+	int ret;
 
+	*ret_first = false;
+	ret = c->staging ? flush_staging(f, c->staging, ret_first) : 0;
 	wfs_content_unref(c);
 	return ret;
 }
@@ -99,13 +103,72 @@ int wfs_flush_file(struct wfs_file *f)
 int wfs_flush_inode(struct wfs_store *s, uint64_t ino)
 {
 	struct wfs_file *f;
+	bool first;
 	int ret = wfs_file_get(s, ino, &f);
 
 	if (ret)
 		return ret == -ENOENT || ret == -EISDIR || ret == -EINVAL ? 0 : ret;
-	ret = wfs_flush_file(f);
+	ret = wfs_flush_file(f, &first);
 	wfs_file_unref(f);
 	return ret;
+}
+
+/* ---- later ---- */
+
+int wfs_flush_later(struct wfs_store *s, uint64_t ino)
+{
+	int ret = 0;
+
+	pthread_mutex_lock(&s->flush_lock);
+	if (s->n_flush == s->flush_room) {
+		size_t room = s->flush_room ? 2 * s->flush_room : 16;
+		uint64_t *grown = reallocarray(s->flush, room, sizeof(*grown));
+
+		if (grown) {
+			s->flush = grown;
+			s->flush_room = room;
+		} else {
+			ret = -ENOMEM;
+		}
+	}
+	if (ret == 0)
+		s->flush[s->n_flush++] = ino;
+	pthread_mutex_unlock(&s->flush_lock);
+	return ret;
+}
+
+int wfs_flush_all(struct wfs_store *s)
+{
+	uint64_t ino;
+	int ret = 0;
+
+	/* Whoever finds the list empty may rely on it that nobody still waits for one of it. */
+	pthread_mutex_lock(&s->flush_run_lock);
+	do {
+		pthread_mutex_lock(&s->flush_lock);
+		ino = s->n_flush ? s->flush[--s->n_flush] : 0;
+		pthread_mutex_unlock(&s->flush_lock);
+		if (ino)
+			ret = wfs_flush_inode(s, ino);
+		if (ret)
+			wfs_flush_later(s, ino);
+	} while (ino && ret == 0);
+	pthread_mutex_unlock(&s->flush_run_lock);
+	return ret;
+}
+
+/* ---- before a rename ---- */
+
+/* A small file that nobody has open goes into the database's log with the rename: no wait for the disk. */
+static bool is_sealed_instead(struct wfs_store *s, const struct wfs_attr *a)
+{
+	uint64_t ino = a->ino;
+	size_t n = 1;
+
+	if (a->size > WFS_SMALL_FILE)
+		return false;
+	wfs_seal_small(s, &ino, &n);
+	return n == 0;
 }
 
 int wfs_flush_for_rename(struct wfs_store *s, uint64_t parent, const char *name,
@@ -121,5 +184,5 @@ int wfs_flush_for_rename(struct wfs_store *s, uint64_t parent, const char *name,
 		return 0;
 	if (wfs_name_lookup(s, new_parent, new_name, &target) != 0 || target.ino == from.ino)
 		return 0;
-	return wfs_flush_inode(s, from.ino);
+	return is_sealed_instead(s, &from) ? 0 : wfs_flush_inode(s, from.ino);
 }

@@ -331,11 +331,28 @@ static int set_row(struct wfs_store *s, const struct wfs_model_name *name,
 	return ret;
 }
 
+/*
+ * Whose bytes are not on the disk when the power goes was not put (lib/power.h). One that was
+ * put under another name before is taken out there, and is not to be lost by that.
+ */
+static int flush_soon(struct wfs_store *s, uint64_t ino)
+{
+	struct wfs_attr a;
+	int ret = wfs_name_getattr(s, ino, &a);
+
+	if (ret || !a.data_file)
+		return ret;
+	return a.nlink > 0 ? wfs_flush_inode(s, ino) : wfs_flush_later(s, ino);
+}
+
 static int put_row(struct wfs_store *s, const struct wfs_model_name *name,
 	enum wfs_tensor_form form, uint64_t ino, const struct tensor *t, struct wfs_gone *gone)
 {
 	int ret, tries = 0;
 
+	ret = ino ? flush_soon(s, ino) : 0;
+	if (ret)
+		return ret;
 	pthread_mutex_lock(wfs_put_lock(s, name->dir));
 	/* A full disk prevents no removal: lib/reserve.h. */
 	do {
@@ -365,8 +382,6 @@ static int put_npy(struct wfs_store *s, const struct wfs_model_name *name, struc
 	if (npy.big_endian || (npy.fortran_order && npy.ndim > 1))
 		ret = convert(s, f, &npy, name->dir, &converted, &t.start);
 	if (!ret)
-		ret = converted ? wfs_flush_inode(s, converted) : wfs_flush_file(f);
-	if (!ret)
 		ret = put_row(s, name, WFS_TENSOR_NPY, converted ? converted : ino, &t, gone);
 	free(t.shape);
 	if (converted && wfs_gone_add(gone, ret ? converted : ino) != 0)
@@ -380,8 +395,6 @@ static int put_safetensors(struct wfs_store *s, const struct wfs_model_name *nam
 	struct tensor t = {.shape = NULL};
 	int ret = look_at_safetensors(f, &t, err);
 
-	if (!ret)
-		ret = wfs_flush_file(f);
 	if (!ret)
 		ret = put_row(s, name, WFS_TENSOR_SAFETENSORS, wfs_file_ino(f), &t, gone);
 	free(t.shape);

@@ -99,6 +99,49 @@ int wfs_power_report(struct wfs_store *s, size_t *ret_n)
 	return WFS_MIN(ret, 0);
 }
 
+/* ---- tensors that were put by such files ---- */
+
+static int unput(struct wfs_store *s, uint64_t ino, int *ret_rows)
+{
+	int ret = wfs_db_begin(&s->db);
+
+	if (ret)
+		return ret;
+	ret = wfs_db_run(&s->db, WFS_Q_TENSOR_UNPUT, "i", ino);
+	*ret_rows = ret ? 0 : wfs_db_changes(&s->db);
+	/* Without a name and without a row it is dropped with the orphans. */
+	if (*ret_rows)
+		ret = wfs_db_run(&s->db, WFS_Q_INODE_NLINK, "iii", (int64_t)-*ret_rows, wfs_now_ns(), ino);
+	return wfs_db_end(&s->db, ret);
+}
+
+static int unput_one(struct wfs_store *s, uint64_t ino, size_t *n)
+{
+	struct wfs_attr a;
+	int rows = 0, ret = wfs_name_getattr(s, ino, &a);
+
+	if (ret || !a.data_file)
+		return ret == -ENOENT ? 0 : ret;
+	ret = is_whole(s, &a);
+	if (ret)
+		return WFS_MIN(ret, 0);
+	ret = unput(s, ino, &rows);
+	*n += (size_t)rows;
+	return ret;
+}
+
+int wfs_power_unput(struct wfs_store *s, size_t *ret_n)
+{
+	WFS_AUTO_FREE uint64_t *inos = NULL;
+	size_t n = 0;
+	int ret = wfs_seal_list(s, &inos, &n);
+
+	*ret_n = 0;
+	for (size_t i = 0; i < n && ret == 0; i++)
+		ret = unput_one(s, inos[i], ret_n);
+	return ret;
+}
+
 /* ---- data files without a row ---- */
 
 static bool is_id(const char *name, uint64_t *ret)

@@ -27,6 +27,12 @@ int wfs_power_was_cut(struct wfs_store *s, bool *ret);
  */
 int wfs_power_report(struct wfs_store *s, size_t *ret_n);
 
+/*
+ * Take back what was put into models by files that were not flushed (table tensor): the shards have
+ * what was there before. *ret_n: how many.
+ */
+int wfs_power_unput(struct wfs_store *s, size_t *ret_n);
+
 /* Remove data files without a row: the rows were lost, or the removal of the file was. Looks at all. */
 int wfs_power_sweep(struct wfs_store *s);
 

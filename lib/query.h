@@ -151,6 +151,7 @@
 			       "ORDER BY variant LIMIT 1")                                         \
 	Q(TENSOR_DIR, "SELECT dir FROM tensor WHERE dir > ? ORDER BY dir LIMIT 1")                 \
 	Q(TENSOR_COUNT, "SELECT count(*) FROM tensor")                                             \
+	Q(TENSOR_UNPUT, "DELETE FROM tensor WHERE ino = ?")                                        \
 	/* figures for weightfs status */                                                          \
 	Q(STAT_INODES, "SELECT "                                                                   \
 		       "sum((mode & 61440) = 32768 AND nlink > 0), sum((mode & 61440) = 16384), "  \

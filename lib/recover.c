@@ -155,6 +155,17 @@ static int note_start(struct wfs_store *s)
 	return wfs_db_end(&s->db, ret);
 }
 
+static int unput_tensors(struct wfs_store *s)
+{
+	size_t n = 0;
+	int ret = wfs_power_unput(s, &n);
+
+	if (n > 0)
+		wfs_store_log(s, "the power was cut before %zu tensors that were written were on the disk: "
+			"their models are as they were before", n);
+	return ret;
+}
+
 static int after_power_cut(struct wfs_store *s)
 {
 	size_t n = 0;
@@ -179,7 +190,10 @@ int wfs_recover(struct wfs_store *s, struct wfs_err *err)
 	atomic_store(&s->settle_wanted, true);
 	if (ret || s->db.was_clean)
 		return ret;
-	ret = drop_orphans(s, &orphans);
+	if (was_cut)
+		ret = unput_tensors(s);
+	if (!ret)
+		ret = drop_orphans(s, &orphans);
 	if (!ret)
 		ret = doom_filling(s);
 	if (!ret)

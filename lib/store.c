@@ -16,6 +16,7 @@
 
 #include "lib/collect.h"
 #include "lib/datafile_state.h"
+#include "lib/flush.h"
 #include "lib/quota.h"
 #include "lib/recover.h"
 #include "lib/reserve.h"
@@ -122,7 +123,9 @@ bool wfs_store_check_place(struct wfs_store *s)
 
 int wfs_store_sync(struct wfs_store *s)
 {
-	return wfs_db_sync(&s->db);
+	int ret = wfs_flush_all(s);
+
+	return ret ? ret : wfs_db_sync(&s->db);
 }
 
 int wfs_store_checkpoint(struct wfs_store *s, int min_pages)
@@ -144,12 +147,7 @@ int wfs_store_log_pages(struct wfs_store *s)
 
 uint64_t wfs_store_commits(struct wfs_store *s)
 {
-	uint64_t commits;
-
-	pthread_mutex_lock(&s->db.lock);
-	commits = s->db.commits;
-	pthread_mutex_unlock(&s->db.lock);
-	return commits;
+	return wfs_db_commits(&s->db);
 }
 
 int wfs_store_tidy(struct wfs_store *s)
@@ -475,11 +473,14 @@ static void free_store(struct wfs_store *s)
 	for (size_t i = 0; i < WFS_PUT_LOCKS; i++)
 		pthread_mutex_destroy(&s->put_locks[i]);
 	pthread_mutex_destroy(&s->files_lock);
+	pthread_mutex_destroy(&s->flush_lock);
+	pthread_mutex_destroy(&s->flush_run_lock);
 	pthread_mutex_destroy(&s->quota_lock);
 	wfs_pins_free(s->pins);
 	wfs_models_free(s->models);
 	pthread_mutex_destroy(&s->collect_lock);
 	pthread_mutex_destroy(&s->spare_lock);
+	free(s->flush);
 	free(s->path);
 	free(s);
 }
@@ -507,6 +508,8 @@ static struct wfs_store *new_store(const struct wfs_store_options *options)
 	for (size_t i = 0; i < WFS_PUT_LOCKS; i++)
 		pthread_mutex_init(&s->put_locks[i], NULL);
 	pthread_mutex_init(&s->files_lock, NULL);
+	pthread_mutex_init(&s->flush_lock, NULL);
+	pthread_mutex_init(&s->flush_run_lock, NULL);
 	pthread_mutex_init(&s->quota_lock, NULL);
 	pthread_mutex_init(&s->collect_lock, NULL);
 	pthread_mutex_init(&s->spare_lock, NULL);

@@ -74,8 +74,9 @@ int wfs_store_close(struct wfs_store *store);
 
 /*
  * Wait until every transaction that was committed before this call would survive a
- * power cut, and with it the bytes that it needs (lib/flush.h). -EIO where the disk
- * failed. Blocks on the disk, holds no lock meanwhile.
+ * power cut, and with it the bytes that it needs: those of tensors that were put
+ * first (lib/flush.h). -EIO where the disk failed. Blocks on the disk, holds no lock
+ * that others wait for.
  */
 int wfs_store_sync(struct wfs_store *store);
 

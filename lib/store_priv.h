@@ -2,7 +2,7 @@
  * store_priv.h - struct wfs_store, for lib/ only.
  *
  * Lock order (docs/locking.md): collect_lock → a file's lock → db.lock →
- * files_lock, datafiles.lock (the last two never together).
+ * files_lock, flush_lock, datafiles.lock (the last three never together).
  */
 #ifndef WFS_STORE_PRIV_H
 #define WFS_STORE_PRIV_H
@@ -40,6 +40,12 @@ struct wfs_store {
 	/* under files_lock */
 	pthread_mutex_t files_lock;
 	struct wfs_file *files[WFS_FILE_BUCKETS]; /* in use, by inode number */
+
+	/* Inodes that wfs_store_sync flushes: lib/flush.h. Under flush_lock. */
+	pthread_mutex_t flush_lock;
+	pthread_mutex_t flush_run_lock; /* held by the one thread that works on the list */
+	uint64_t *flush;
+	size_t n_flush, flush_room;
 
 	struct wfs_pins *pins; /* lib/pin.c; constant */
 	struct wfs_models *models; /* lib/model.c; constant */

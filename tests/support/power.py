@@ -83,6 +83,7 @@ class Power:
     def __init__(self, mount, disk):
         self.mount, self.disk = mount, disk
         self.boots = 0
+        self.is_cut = False  # what fails from then on fails for that
         mount.store = disk.path / "store"
 
     def boot(self, *options):
@@ -115,15 +116,17 @@ class Power:
         """Cut the power, and end what is left of the mount."""
         if generator:
             self.write_back(generator)
+        self.is_cut = True
         self.disk.cut()
         self.mount.kill()
 
-    def restore(self):
+    def restore(self, *options):
         """Power again: the disk replays its log; the store must be in order as it is, and is mounted."""
         self.disk.umount()
         self.disk.mount()
         self.mount.assert_clean()
-        return self.boot()
+        self.is_cut = False
+        return self.boot(*options)
 
     def end(self):
         os.environ.pop("WEIGHTFS_BOOT_ID", None)
