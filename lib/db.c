@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "lib/crash.h"
 #include "lib/db_uri.h"
 #include "lib/wal_file.h"
 
@@ -384,6 +385,7 @@ int wfs_db_checkpoint(struct wfs_db *db, int min_pages)
 {
 	int code = SQLITE_OK, pages, moved;
 
+	wfs_crash_at("checkpoint-before");
 	pthread_mutex_lock(&db->lock);
 	if (db->wal_pages >= min_pages) {
 		drop_view(db);
@@ -471,8 +473,10 @@ static int exec_step(sqlite3 *handle, const struct wfs_db_migration *step)
 	code = sqlite3_exec(handle, step->sql, NULL, NULL, NULL);
 	if (code == SQLITE_OK)
 		code = sqlite3_exec(handle, version, NULL, NULL, NULL);
+	wfs_crash_at("migrate-before-commit");
 	if (code == SQLITE_OK)
 		code = sqlite3_exec(handle, "COMMIT", NULL, NULL, NULL);
+	wfs_crash_at("migrate-after-commit");
 	if (code != SQLITE_OK)
 		sqlite3_exec(handle, "ROLLBACK", NULL, NULL, NULL);
 	return code;

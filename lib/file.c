@@ -441,7 +441,7 @@ int wfs_file_sync(struct wfs_file *f)
 	/* A sealed file's bytes were made durable before it was sealed. */
 	int ret = wfs_flush_file(f, &first);
 
-	return ret ? ret : wfs_db_sync_to(db, first ? commits + 1 : commits);
+	return ret ? ret : wfs_db_sync_to(db, first ? wfs_db_commits(db) : commits);
 }
 
 /* ---- copying ---- */

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "lib/crash.h"
 #include "lib/file_priv.h"
 #include "lib/seal.h"
 
@@ -82,6 +83,7 @@ static int flush_staging(struct wfs_file *f, struct wfs_datafile *staging, bool 
 		ret = wfs_datafile_sync(table, staging);
 	if (ret)
 		return ret == -ENOENT ? -EIO : ret;
+	wfs_crash_at("flush-before-note");
 	had = wfs_flush_note(f->store, f->ino, &size, &mtime_ns);
 	*ret_first = had <= 0;
 	if (had > 0 && size == (uint64_t)st.st_size && mtime_ns == wfs_ns(&st.st_mtim))

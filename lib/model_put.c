@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 
 #include "lib/compose.h"
+#include "lib/crash.h"
 #include "lib/file_priv.h"
 #include "lib/flush.h"
 #include "lib/manifest.h"
@@ -348,18 +349,30 @@ static int flush_soon(struct wfs_store *s, uint64_t ino)
 static int put_row(struct wfs_store *s, const struct wfs_model_name *name,
 	enum wfs_tensor_form form, uint64_t ino, const struct tensor *t, struct wfs_gone *gone)
 {
+	enum wfs_tensor_form old_form;
+	uint64_t old;
 	int ret, tries = 0;
 
 	ret = ino ? flush_soon(s, ino) : 0;
 	if (ret)
 		return ret;
 	pthread_mutex_lock(wfs_put_lock(s, name->dir));
+	if (ino && wfs_model_pending(s, name, &old, &old_form) != WFS_PENDING_NOT) {
+		/* What waits may be on the disk, and is nowhere else: as with a rename over another file. */
+		pthread_mutex_unlock(wfs_put_lock(s, name->dir));
+		ret = wfs_flush_inode(s, ino);
+		if (ret)
+			return ret;
+		pthread_mutex_lock(wfs_put_lock(s, name->dir));
+	}
+	wfs_crash_at("put-before-commit");
 	/* A full disk prevents no removal: lib/reserve.h. */
 	do {
 		ret = wfs_db_begin(&s->db);
 		if (!ret)
 			ret = wfs_db_end(&s->db, set_row(s, name, form, ino, t, gone));
 	} while (ret == -ENOSPC && !ino && wfs_reserve_make_room(s, &tries));
+	wfs_crash_at("put-after-commit");
 	pthread_mutex_unlock(wfs_put_lock(s, name->dir));
 	return ret;
 }

@@ -15,6 +15,7 @@
 #include <time.h>
 
 #include "lib/collect.h"
+#include "lib/crash.h"
 #include "lib/datafile_state.h"
 #include "lib/flush.h"
 #include "lib/quota.h"
@@ -572,6 +573,7 @@ static int finish(struct wfs_store *s)
 	int ret = wfs_recover_orphans(s);
 	int e;
 
+	wfs_crash_at("unmount-before-collect");
 	wfs_spare_stop(s);
 	e = wfs_collect(s);
 	if (!ret)
@@ -588,11 +590,13 @@ static int finish(struct wfs_store *s)
 		ret = e;
 	if (ret)
 		return ret;
+	wfs_crash_at("unmount-before-clean");
 	ret = wfs_db_begin(&s->db);
 	if (ret)
 		return ret;
 	ret = wfs_db_run(&s->db, WFS_Q_META_SET, "ti", "clean", UINT64_C(1));
 	ret = wfs_db_end(&s->db, ret);
+	wfs_crash_at("unmount-after-clean");
 	return ret ? ret : wfs_db_sync(&s->db);
 }
 

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <string.h>
 
+#include "lib/crash.h"
 #include "lib/datafile_state.h"
 #include "lib/file_priv.h"
 #include "lib/manifest.h"
@@ -195,13 +196,16 @@ static int unseal_in_place(struct wfs_file *f, struct wfs_content *old, struct w
 		return -EXDEV;
 	new = wfs_content_new_staging(&s->datafiles, df->id);
 	err = new ? wfs_name_getattr(s, f->ino, &a) : -ENOMEM;
+	wfs_crash_at("unseal-before-commit");
 	if (!err)
 		err = wfs_db_begin(&s->db);
 	if (!err)
 		err = wfs_db_end(&s->db, take_back(f, old, df->id));
+	wfs_crash_at("unseal-after-commit");
 	/* Before its first write: a power cut must not find a sealed file with other bytes. */
 	if (!err)
 		err = wfs_db_sync(&s->db);
+	wfs_crash_at("unseal-after-sync");
 	if (!err)
 		err = trim(new, old->size);
 	if (!err)
@@ -293,10 +297,12 @@ static int unseal_by_copy(struct wfs_file *f, struct wfs_content *old, uint64_t 
 		return err;
 	new = wfs_content_new_staging(&s->datafiles, id);
 	err = new ? fill(f, old, length, new) : -ENOMEM;
+	wfs_crash_at("copy-before-commit");
 	if (!err)
 		err = wfs_db_begin(&s->db);
 	if (!err)
 		err = wfs_db_end(&s->db, publish(f, old, id, length));
+	wfs_crash_at("copy-after-commit");
 	if (err) {
 		wfs_content_unref(new);
 		wfs_filling_abandon(s, id);
