@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "fs/driver.h"
+#include "fs/guard.h"
 #include "fs/loop.h"
 #include "fs/unmount.h"
 
@@ -273,6 +274,7 @@ static void log_mounted(struct wfs_driver *d)
 
 static int run_mount(struct wfs_driver *d, struct wfs_err *err)
 {
+	pid_t guard;
 	int ret;
 
 	wfs_work_init(&d->work, d->store, &d->log);
@@ -283,8 +285,10 @@ static int run_mount(struct wfs_driver *d, struct wfs_err *err)
 		ret = mount_session(d, err);
 	if (!ret) {
 		log_mounted(d);
+		guard = wfs_guard_start(d->mountpoint);
 		ret = serve(d, err);
 		finish(d);
+		wfs_guard_stop(guard);
 		if (!ret && d->failure.reason) {
 			*err = d->failure;
 			ret = -ENOTSUP;

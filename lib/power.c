@@ -59,6 +59,31 @@ static int is_whole(struct wfs_store *s, const struct wfs_attr *a)
 	return ret;
 }
 
+static int make_one(struct wfs_store *s, uint64_t ino)
+{
+	int64_t mtime_ns;
+	struct wfs_attr a;
+	struct stat st;
+	uint64_t size;
+	int ret = wfs_name_getattr(s, ino, &a);
+
+	if (ret || !a.data_file || wfs_datafile_stat(&s->datafiles, a.data_file, &st) != -ENOENT)
+		return ret == -ENOENT ? 0 : ret;
+	ret = wfs_flush_note(s, ino, &size, &mtime_ns);
+	return ret ? WFS_MIN(ret, 0) : wfs_datafile_create(&s->datafiles, a.data_file);
+}
+
+int wfs_power_make_missing(struct wfs_store *s)
+{
+	WFS_AUTO_FREE uint64_t *inos = NULL;
+	size_t n = 0;
+	int ret = wfs_seal_list(s, &inos, &n);
+
+	for (size_t i = 0; i < n && ret == 0; i++)
+		ret = make_one(s, inos[i]);
+	return ret;
+}
+
 static int set_reason(struct wfs_store *s, uint64_t ino)
 {
 	int ret = wfs_db_begin(&s->db);

@@ -22,6 +22,12 @@ void wfs_power_boot_id(char ret[WFS_BOOT_ID_SIZE]);
 int wfs_power_was_cut(struct wfs_store *s, bool *ret);
 
 /*
+ * A staging file that nobody had flushed may not be on the disk at all: it is there again, empty. One that
+ * was flushed and is missing stays so: that is damage.
+ */
+int wfs_power_make_missing(struct wfs_store *s);
+
+/*
  * Report every dirty file that has a name and was not flushed since it was changed (lib/flush.h): by
  * the reason "power-cut". It can be read, written and replaced. *ret_n: how many.
  */

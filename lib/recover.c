@@ -198,6 +198,8 @@ int wfs_recover(struct wfs_store *s, struct wfs_err *err)
 		ret = doom_filling(s);
 	if (!ret)
 		ret = wfs_recover_uncommitted(s);
+	if (!ret && was_cut)
+		ret = wfs_power_make_missing(s);
 	if (!ret)
 		ret = judge_dirty(s, &dirty);
 	if (!ret && was_cut)

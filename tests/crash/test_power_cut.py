@@ -4,10 +4,13 @@
     WEIGHTFS_POWER_ROUNDS   cuts for each seed in the long form (default 100)
 """
 
+import contextlib
+import errno
 import hashlib
 import io
 import os
 import random
+import sqlite3
 import threading
 import time
 
@@ -268,7 +271,11 @@ class Writer(threading.Thread):
             target = self.open(to, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             done = 0
             while done < len(content):
-                done += os.copy_file_range(source, target, len(content) - done, done, done)
+                step = os.copy_file_range(source, target, len(content) - done, done, done)
+                assert step > 0 or self.power.is_cut, f"{key} ends at {done} of {len(content)} bytes"
+                if step == 0:
+                    raise OSError(errno.EIO, "the power was cut")
+                done += step
         finally:
             self.close(source)
             if target >= 0:
@@ -315,7 +322,7 @@ class Tensors(threading.Thread):
     def __init__(self, power, directory, seed):
         super().__init__(daemon=True)
         self.power, self.directory, self.generator = power, directory, random.Random(seed)
-        self.has = {}
+        self.has, self.steps = {}, []
         self.problem, self.counter = None, 0
 
     def begin(self):
@@ -375,10 +382,21 @@ def reason_of(path):
         return None
 
 
+def describe(power, path):
+    """What the store has of a file, to be read when a test has failed."""
+    with contextlib.closing(sqlite3.connect(f"file:{power.mount.store / 'weightfs.db'}?mode=ro", uri=True)) as db:
+        row = db.execute("SELECT ino, size, blocks, mtime_ns, ctime_ns, btime_ns, hex(target), manifest, data_file, verdict, "
+                         "reason FROM inode WHERE ino = ?", [path.stat().st_ino]).fetchone()
+    return row
+
+
 def check_name(writer, key, reports):
     """What is found is one of the versions; or, where bytes may be missing, it is reported."""
     path, name = writer.directory / key, writer.name(key)
-    context = (key, name.versions, name.whole, writer.steps[-60:])
+    context = (key, name.versions, name.whole)
+    print(*context, [step for step in writer.steps if isinstance(step, str) or key in step][-80:])
+    if os.path.lexists(path):
+        print(describe(writer.power, path))
     if not os.path.lexists(path):
         assert None in name.versions, ("lost", *context)
         name.after_cut(None)
@@ -449,7 +467,7 @@ def cut_rounds(power, seed, rounds):
         power.cut(generator)
         for one in [*writers, tensors]:
             one.join(30)
-            assert not one.is_alive(), "a writer hangs on a mount whose disk is gone"
+            assert not one.is_alive(), f"a writer hangs on a mount whose disk is gone, after {one.steps[-3:]}"
         power.restore(generator.choice(["passthrough=auto", "passthrough=off"]))
         check(power, writers, tensors, kept)
 

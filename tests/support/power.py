@@ -124,7 +124,9 @@ class Power:
         """Power again: the disk replays its log; the store must be in order as it is, and is mounted."""
         self.disk.umount()
         self.disk.mount()
-        self.mount.assert_clean()
+        # A staging file that nobody made durable may be gone; what has its name is reported by the mount.
+        found = [one for one in self.mount.fsck()["findings"] if one["kind"] != "data-file-missing"]
+        assert found == [], found
         self.is_cut = False
         return self.boot(*options)
 
