@@ -4,13 +4,11 @@
     WEIGHTFS_POWER_ROUNDS   cuts for each seed in the long form (default 100)
 """
 
-import contextlib
 import errno
 import hashlib
 import io
 import os
 import random
-import sqlite3
 import threading
 import time
 
@@ -382,21 +380,13 @@ def reason_of(path):
         return None
 
 
-def describe(power, path):
-    """What the store has of a file, to be read when a test has failed."""
-    with contextlib.closing(sqlite3.connect(f"file:{power.mount.store / 'weightfs.db'}?mode=ro", uri=True)) as db:
-        row = db.execute("SELECT ino, size, blocks, mtime_ns, ctime_ns, btime_ns, hex(target), manifest, data_file, verdict, "
-                         "reason FROM inode WHERE ino = ?", [path.stat().st_ino]).fetchone()
-    return row
-
-
 def check_name(writer, key, reports):
     """What is found is one of the versions; or, where bytes may be missing, it is reported."""
     path, name = writer.directory / key, writer.name(key)
     context = (key, name.versions, name.whole)
     print(*context, [step for step in writer.steps if isinstance(step, str) or key in step][-80:])
     if os.path.lexists(path):
-        print(describe(writer.power, path))
+        print(writer.power.describe(path.stat().st_ino))
     if not os.path.lexists(path):
         assert None in name.versions, ("lost", *context)
         name.after_cut(None)

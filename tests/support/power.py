@@ -7,8 +7,11 @@ after a power cut. The machine goes on, so the driver is told by
 WEIGHTFS_BOOT_ID that it is not the boot of before.
 """
 
+import contextlib
 import fcntl
 import os
+import shutil
+import sqlite3
 import struct
 import subprocess
 import time
@@ -83,6 +86,7 @@ class Power:
     def __init__(self, mount, disk):
         self.mount, self.disk = mount, disk
         self.boots = 0
+        self.found, self.files = disk.image.with_name("found"), {}
         self.is_cut = False  # what fails from then on fails for that
         mount.store = disk.path / "store"
 
@@ -91,6 +95,14 @@ class Power:
         self.boots += 1
         os.environ["WEIGHTFS_BOOT_ID"] = f"boot {self.boots}"
         return self.mount.mount(*(options or self.mount.options))
+
+    def write_back_log(self):
+        """The database's log reaches the disk, and nothing else with it."""
+        fd = os.open(self.mount.store / "weightfs.db-wal", os.O_RDONLY)
+        try:
+            os.fdatasync(fd)
+        finally:
+            os.close(fd)
 
     def write_back(self, generator):
         """What a kernel may do at any time: files of the store reach the disk, in no order."""
@@ -120,10 +132,27 @@ class Power:
         self.disk.cut()
         self.mount.kill()
 
+    def keep_as_found(self):
+        """Database and data files as the cut left them, for describe()."""
+        shutil.rmtree(self.found, ignore_errors=True)
+        self.found.mkdir()
+        for path in self.mount.store.glob("weightfs.db*"):
+            shutil.copy(path, self.found)
+        self.files = {int(path.name, 16): (path.stat().st_size, path.stat().st_mtime_ns)
+                      for path in data_files(self.mount.store)}
+
+    def describe(self, ino):
+        """What was found of an inode after the cut: its row and its staging file's size and mtime."""
+        with contextlib.closing(sqlite3.connect(self.found / "weightfs.db")) as db:
+            row = db.execute("SELECT ino, size, mtime_ns, ctime_ns, btime_ns, hex(target), manifest, data_file, verdict, "
+                             "reason FROM inode WHERE ino = ?", [ino]).fetchone()
+        return row, row and self.files.get(row[7])
+
     def restore(self, *options):
         """Power again: the disk replays its log; the store must be in order as it is, and is mounted."""
         self.disk.umount()
         self.disk.mount()
+        self.keep_as_found()
         # A staging file that nobody made durable may be gone; what has its name is reported by the mount.
         found = [one for one in self.mount.fsck()["findings"] if one["kind"] != "data-file-missing"]
         assert found == [], found
@@ -134,9 +163,8 @@ class Power:
         os.environ.pop("WEIGHTFS_BOOT_ID", None)
         orderly = self.mount.end()
         try:
-            if os.path.ismount(self.disk.path) and (self.mount.store / "weightfs.db").exists():
+            if os.path.ismount(self.disk.path) and not self.is_cut:
                 self.mount.assert_clean()
         finally:
             self.disk.remove()
         assert orderly, "the mount had to be ended by force"
-
