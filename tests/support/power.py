@@ -57,8 +57,18 @@ class Disk:
         return run("mount", "-o", self.options, self.image, self.path)
 
     def mount(self):
-        done = self._mount()
-        assert done.returncode == 0, done.stderr
+        """Anew: who copies the mounts of the machine at this moment (unshare) keeps the dead file system alive for a while."""
+        deadline = time.monotonic() + UMOUNT_SECONDS
+        while True:
+            done = self._mount()
+            assert done.returncode == 0, done.stderr
+            try:
+                os.listdir(self.path)
+                return
+            except OSError:
+                assert time.monotonic() < deadline, "the disk is still the one that was shut down"
+            self.umount()
+            time.sleep(0.2)
 
     def cut(self):
         """From here on nothing reaches the disk, what it had not written included."""
