@@ -63,7 +63,8 @@ class Disk:
             done = self._mount()
             assert done.returncode == 0, done.stderr
             try:
-                os.listdir(self.path)
+                (self.path / "probe").touch()
+                (self.path / "probe").unlink()
                 return
             except OSError:
                 assert time.monotonic() < deadline, "the disk is still the one that was shut down"
