@@ -55,14 +55,14 @@ class Load:
         """The names in `changes` become so by what is done here; None: they go."""
         self.doubt = changes
         yield
-        self.has |= changes
         if self.durable:
             self.make_durable(changes)
+        self.has |= changes
         self.doubt = {}
 
-    def make_durable(self, names):
-        for name in names:
-            if self.has[name] is not None:
+    def make_durable(self, changes):
+        for name, content in changes.items():
+            if content is not None:
                 self.fsync(self.root / name)
         self.fsync(self.root)
 
@@ -113,9 +113,9 @@ class Load:
             write_all(fd, out.getvalue())
         finally:
             os.close(fd)
-        self.tensors[name] = number
         if self.durable:
             self.fsync(self.root / "model")
+        self.tensors[name] = number
         self.tensor_doubt = {}
 
     def settled(self):
