@@ -12,6 +12,7 @@ safetensors_numpy = pytest.importorskip("safetensors.numpy")
 
 from support import shards
 from support.files import KIB, MIB, libc, random_bytes, read_file, write_all, write_file
+from support.mounts import data_files
 from support.power import DISKS, Disk, Power
 
 pytestmark = pytest.mark.root_only
@@ -152,6 +153,41 @@ def test_not_made_durable(power):
     write_file(mount.dir / "new.bin", content)  # and it can be written anew
     mount.wait_sealed()
     assert mount.reports() == {}
+
+
+def test_changed_where_it_is_shared(power):
+    """A durable file that shares its bytes is copied when it is written: all but what was written is there after a cut."""
+    mount = power.boot("passthrough=off")
+    content = random_bytes(7, 900 * KIB)
+    with_fsync(mount.dir / "one.bin", content)
+    mount.wait_sealed()
+    with open(mount.dir / "one.bin", "rb") as source, open(mount.dir / "two.bin", "wb") as target:
+        assert os.copy_file_range(source.fileno(), target.fileno(), len(content)) == len(content)
+    fsync(mount.dir)
+    fd = os.open(mount.dir / "two.bin", os.O_RDWR)
+    os.pwrite(fd, b"changed", 5000)
+    power.write_back_log()
+    power.cut()
+    close(fd)
+    power.restore()
+    found = read_file(mount.dir / "two.bin")
+    assert found[:4096] == content[:4096] and found[8192:] == content[8192:]
+    assert found == content or "/two.bin" in mount.reports()
+    assert read_file(mount.dir / "one.bin") == content
+
+
+def test_rows_that_are_lost(power):
+    """Data files that reached the disk, and whose rows did not, are removed by the next mount, however many."""
+    mount = power.boot()
+    for number in range(100):
+        write_file(mount.dir / f"{number}.bin", random_bytes(number, 70 * KIB))
+    for path in data_files(mount.store):
+        fsync(path)
+    power.cut()
+    power.restore()
+    mount.wait_sealed()
+    kept = len(list(mount.dir.iterdir()))
+    assert len(data_files(mount.store)) <= kept
 
 
 def test_tensor_not_made_durable(power):
