@@ -13,7 +13,7 @@ safetensors_numpy = pytest.importorskip("safetensors.numpy")
 from support import shards
 from support.files import KIB, MIB, libc, random_bytes, read_file, write_all, write_file
 from support.mounts import data_files
-from support.power import DISKS, Disk, Power
+from support.power import Disk, Power, disks
 
 pytestmark = pytest.mark.root_only
 
@@ -21,7 +21,7 @@ AT_ONCE = 5  # seconds after which what was sealed is on the disk by itself
 ERROR = "user.weightfs.error"
 
 
-@pytest.fixture(params=list(DISKS))
+@pytest.fixture(params=disks("ext4"))
 def power(request, unmounted, tmp_path):
     found = Power(unmounted, Disk(request.param, tmp_path, 512 * MIB))
     yield found
@@ -89,7 +89,7 @@ WAYS = {"fsync": with_fsync, "twice": twice, "O_SYNC": with_flag(os.O_SYNC), "O_
         "saved": as_savers_do, "over": over_another}
 
 
-@pytest.mark.parametrize("passthrough", ["auto", "off"])
+@pytest.mark.parametrize("passthrough", ["auto", pytest.param("off", marks=pytest.mark.long)])
 def test_durable_at_once(power, passthrough):
     """fsync, O_SYNC, fsync of the directory: the file is there, whole, under its name, and nothing is said against it."""
     mount = power.boot(f"passthrough={passthrough}")
@@ -106,8 +106,8 @@ def test_durable_at_once(power, passthrough):
         assert path.name.startswith("twice") or ERROR not in os.listxattr(path), path
 
 
-@pytest.mark.parametrize("flag", [os.O_SYNC, os.O_DSYNC])
-@pytest.mark.parametrize("passthrough", ["auto", "off"])
+@pytest.mark.parametrize("flag", [os.O_DSYNC, pytest.param(os.O_SYNC, marks=pytest.mark.long)])
+@pytest.mark.parametrize("passthrough", ["auto", pytest.param("off", marks=pytest.mark.long)])
 def test_each_write_is_durable(power, passthrough, flag):
     """With O_SYNC or O_DSYNC a write that returned survives, before anybody closes the file."""
     mount = power.boot(f"passthrough={passthrough}")
@@ -176,6 +176,7 @@ def test_changed_where_it_is_shared(power):
     assert read_file(mount.dir / "one.bin") == content
 
 
+@pytest.mark.long
 def test_rows_that_are_lost(power):
     """Data files that reached the disk, and whose rows did not, are removed by the next mount, however many."""
     mount = power.boot()
@@ -209,6 +210,7 @@ def test_tensor_not_made_durable(power):
     assert "lost" not in found or set(found["lost"].tolist()) == {1}
 
 
+@pytest.mark.long
 def test_unmounted(power):
     """What was written is on the disk when the unmount has returned."""
     mount = power.boot()
@@ -221,6 +223,7 @@ def test_unmounted(power):
     assert mount.reports() == {}
 
 
+@pytest.mark.long
 def test_sync(power):
     """sync(2) writes the disk below, too: bytes and names are there, though nobody noted that they are."""
     mount = power.boot()
@@ -247,6 +250,7 @@ def test_by_itself(power):
     assert mount.reports() == {}
 
 
+@pytest.mark.long
 def test_fsync_waits_for_its_own(power):
     """While one file is written without end, others are made durable; what they wait for is not that file."""
     mount = power.boot()
@@ -277,6 +281,7 @@ def test_fsync_waits_for_its_own(power):
         assert read_file(mount.dir / f"{number}.bin") == bytes([number]) * 3000
 
 
+@pytest.mark.long
 def test_syncfs_is_not_told(power):
     """syncfs(2) of the mount succeeds, but the kernel tells no FUSE driver of it: docs/semantics.md says so."""
     mount = power.boot("passthrough=off")

@@ -10,7 +10,7 @@ from support import shards
 from support.files import write_file
 from support.watchdog import CONNECTIONS
 
-ROUNDS = 6
+ROUNDS = 3
 SAVERS = 6
 END_SECONDS = 30
 

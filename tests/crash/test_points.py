@@ -19,7 +19,7 @@ safetensors_numpy = pytest.importorskip("safetensors.numpy")
 from support import shards
 from support.files import KIB, MIB, libc, pwrite_all, random_bytes, read_file, write_all, write_file
 from support.mounts import is_running, wait_for
-from support.power import DISKS, Disk, Power
+from support.power import Disk, Power, disks
 from support.watchdog import detach
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -31,9 +31,8 @@ MIGRATE = [point for point in POINTS if point.startswith("migrate-")]
 ELSEWHERE = [*MIGRATE, "checkpoint-before"]
 LOADED = [point for point in POINTS if point not in ELSEWHERE]
 # One of each kind is enough where time is short.
-SHORT = ["seal-after-commit", "small-before-commit", "unseal-after-commit", "copy-before-commit", "clone-after-commit",
-         "rename-after-commit", "collect-after-punch", "collect-before-forget", "put-after-commit",
-         "settle-before-commit", "repack-after-commit", "flush-before-note", "unmount-before-clean"]
+SHORT = ["seal-after-commit", "unseal-after-commit", "collect-before-forget", "put-after-commit", "repack-after-commit",
+         "unmount-before-clean"]
 STEP_SECONDS = 60
 SET_CHILD_SUBREAPER = 36  # prctl(2)
 
@@ -278,7 +277,7 @@ def test_killed_while_migrating(mount, point):
     assert mount.status()["format_version"] == wanted
 
 
-@pytest.fixture(params=list(DISKS))
+@pytest.fixture(params=disks())
 def power(request, unmounted, tmp_path):
     found = Power(unmounted, Disk(request.param, tmp_path, 512 * MIB))
     found.boot()

@@ -19,7 +19,7 @@ safetensors_numpy = pytest.importorskip("safetensors.numpy")
 
 from support import shards
 from support.files import KIB, MIB, pwrite_all, random_bytes, read_file, sha256, write_all, write_file
-from support.power import DISKS, Disk, Power
+from support.power import Disk, Power, disks
 
 pytestmark = pytest.mark.root_only
 
@@ -33,7 +33,7 @@ DISK_BYTES = 1024 * MIB
 LIMIT_KEPT = 40 * MIB  # of one writer's files: they are removed beyond it
 
 
-@pytest.fixture(params=list(DISKS))
+@pytest.fixture(params=disks("ext4", "xfs"))
 def power(request, unmounted, tmp_path):
     """A store on a disk of each kind, mounted."""
     found = Power(unmounted, Disk(request.param, tmp_path, DISK_BYTES))

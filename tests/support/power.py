@@ -33,6 +33,11 @@ DISKS = {
 }
 
 
+def disks(*short):
+    """All kinds, as parameters of a fixture; those that are not in `short` only in the long form."""
+    return [kind if kind in short else pytest.param(kind, marks=pytest.mark.long) for kind in DISKS]
+
+
 def run(*command):
     return subprocess.run([str(word) for word in command], capture_output=True, text=True)
 
