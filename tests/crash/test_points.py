@@ -293,7 +293,9 @@ def test_power_cut_at(power, point):
     mount, load = power.mount, Load(power.mount, durable=True)
     load.prepare()
     mount.umount()
-    assert crash(mount, load, point, 1), f"the load does not pass {point}"
+    # Where files share blocks a copy is the disk's, and nothing is left to be repacked.
+    passes = power.disk.kind != "xfs" or point.split("-")[0] not in ("clone", "copy", "repack")
+    assert crash(mount, load, point, 1) == passes, f"passing {point}"
     power.disk.cut()
     power.restore()
     check_twice(mount, load)
