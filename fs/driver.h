@@ -58,6 +58,7 @@ struct wfs_handle {
 	bool reads, writes;
 	bool counted;    /* in its inode's wfs_io */
 	bool is_scratch; /* counted in fs/scratch.h */
+	bool syncs;      /* O_SYNC or O_DSYNC: what it wrote is on the disk */
 	int32_t backing; /* 0: reads and writes come to the driver */
 	atomic_int failed; /* -errno of the last write that failed */
 	atomic_bool wrote; /* since the gate last let it pass */

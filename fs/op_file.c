@@ -56,6 +56,7 @@ int wfs_handle_new(struct wfs_driver *d, uint64_t ino, int flags, struct wfs_han
 	}
 	h->reads = (flags & O_ACCMODE) != O_WRONLY;
 	h->writes = wants_to_write(flags) || flags & O_TRUNC;
+	h->syncs = h->writes && flags & O_DSYNC; /* a part of O_SYNC, too */
 	atomic_init(&h->wrote, false);
 	list_add(d, h);
 	wfs_file_open(h->file, h->writes);
@@ -65,6 +66,9 @@ int wfs_handle_new(struct wfs_driver *d, uint64_t ino, int flags, struct wfs_han
 	}
 	if (!err)
 		err = wfs_io_open(d, h);
+	/* Past the driver only the bytes go, each to the disk: what leads to them is there before the first. */
+	if (!err && h->syncs)
+		err = wfs_file_sync(h->file);
 	if (err)
 		wfs_handle_free(d, h);
 	else
@@ -189,6 +193,8 @@ void wfs_op_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 		if (!err)
 			atomic_store(&h->wrote, false);
 	}
+	if (!err && h->syncs)
+		err = wfs_file_sync(h->file); /* and that it is there is known after a power cut */
 	wfs_log_verdict(d, ino, err ? "close refused" : "closed", &why);
 	fuse_reply_err(req, -err);
 }

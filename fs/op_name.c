@@ -3,6 +3,7 @@
 #include <sys/stat.h>
 
 #include "fs/driver.h"
+#include "lib/flush.h"
 #include "lib/gate.h"
 
 /* ---- the kernel's knowledge ---- */
@@ -243,6 +244,8 @@ void wfs_op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino
 	err = wfs_gate_rename(d->store, parent, name, newparent, newname, flags, &why);
 	if (err == -EBADMSG)
 		log_refused_rename(d, parent, name, &why);
+	if (!err)
+		err = wfs_flush_for_rename(d->store, parent, name, newparent, newname, flags);
 	if (!err)
 		err = wfs_name_rename(d->store, parent, name, newparent, newname, flags, &renamed);
 	if (!err && renamed.replaced_gone)

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "fs/driver.h"
+#include "fs/guard.h"
 #include "fs/loop.h"
 #include "fs/sandbox.h"
 #include "fs/unmount.h"
@@ -290,6 +291,7 @@ static void log_mounted(struct wfs_driver *d)
 
 static int run_mount(struct wfs_driver *d, struct wfs_err *err)
 {
+	pid_t guard;
 	int ret;
 
 	wfs_work_init(&d->work, d->store, &d->log);
@@ -300,9 +302,11 @@ static int run_mount(struct wfs_driver *d, struct wfs_err *err)
 		ret = mount_session(d, err);
 	if (!ret) {
 		log_mounted(d);
+		guard = wfs_guard_start(d->mountpoint);
 		enter_sandbox(d);
 		ret = serve(d, err);
 		finish(d);
+		wfs_guard_stop(guard);
 		if (!ret && d->failure.reason) {
 			*err = d->failure;
 			ret = -ENOTSUP;

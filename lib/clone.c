@@ -3,6 +3,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "lib/crash.h"
 #include "lib/datafile_state.h"
 #include "lib/file_priv.h"
 #include "lib/manifest.h"
@@ -47,9 +48,11 @@ int wfs_clone(struct wfs_file *in, struct wfs_file *out)
 	c = wfs_file_content(in);
 	ret = c->manifest ? wfs_pin_begin_hollow(out) : -ESTALE;
 	if (ret == 0) {
+		wfs_crash_at("clone-before-commit");
 		ret = wfs_db_begin(&s->db);
 		if (ret == 0)
 			ret = wfs_db_end(&s->db, share(s, in->ino, out->ino, c->manifest));
+		wfs_crash_at("clone-after-commit");
 		if (ret)
 			wfs_pin_cancel_hollow(out);
 	}

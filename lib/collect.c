@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "lib/crash.h"
 #include "lib/damage.h"
 #include "lib/datafile_state.h"
 #include "lib/hold.h"
@@ -229,8 +230,10 @@ static int punch(struct wfs_store *s, const struct work *work, struct wfs_datafi
 	/* Not before it is durable that nothing lives there. Nothing can move in: packs do not grow. */
 	if (ret == 0)
 		ret = wfs_store_sync(s);
+	wfs_crash_at("collect-before-punch");
 	if (ret == 0)
 		ret = punch_gaps(s, df, &gaps);
+	wfs_crash_at("collect-after-punch");
 	free(gaps.list);
 	return ret;
 }
@@ -265,6 +268,7 @@ static int collect_unheld(struct wfs_store *s, struct work *work)
 
 		if (work->state == WFS_DATA_DOOMED && is_ours)
 			work->spare = wfs_spare_keep(s, df);
+		wfs_crash_at("collect-before-remove");
 		if (work->state == WFS_DATA_DOOMED && !work->spare)
 			ret = wfs_datafile_remove(&s->datafiles, work->id);
 		else if (work->state != WFS_DATA_DOOMED)
@@ -351,8 +355,10 @@ static int collect_some(struct wfs_store *s, struct work *work, uint64_t *after)
 	}
 	if (left)
 		atomic_store(&s->collect_wanted, true);
+	wfs_crash_at("collect-before-forget");
 	if (ret == 0)
 		ret = forget_done(s, work, n);
+	wfs_crash_at("collect-after-forget");
 	/* The bytes are given back; the rows can wait. The reserve is for what gives bytes back. */
 	if (ret == -ENOSPC) {
 		atomic_store(&s->collect_wanted, true);
@@ -372,6 +378,7 @@ int wfs_collect(struct wfs_store *s)
 	pthread_mutex_lock(&s->collect_lock);
 	atomic_store(&s->collect_wanted, false);
 	ret = dismantle_all(s);
+	wfs_crash_at("collect-after-dismantle");
 	if (ret == 0)
 		ret = settle_all(s);
 	while (ret == 0 && (ret = collect_some(s, work, &after)) > 0)

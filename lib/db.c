@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "lib/crash.h"
 #include "lib/db_priv.h"
 #include "lib/db_uri.h"
 #include "lib/wal_file.h"
@@ -306,7 +307,7 @@ static void bound_log(struct wfs_db *db)
 	if (is_due)
 		db->bound_pages = pages + WFS_DB_LOG_BOUND / 4;
 	pthread_mutex_unlock(&db->lock);
-	if (is_due && (!db->may_move_log || db->may_move_log(db->may_move_log_ctx)))
+	if (is_due)
 		wfs_db_checkpoint(db, WFS_DB_LOG_BOUND);
 }
 
@@ -425,8 +426,10 @@ static int exec_step(sqlite3 *handle, const struct wfs_db_migration *step)
 	code = sqlite3_exec(handle, step->sql, NULL, NULL, NULL);
 	if (code == SQLITE_OK)
 		code = sqlite3_exec(handle, version, NULL, NULL, NULL);
+	wfs_crash_at("migrate-before-commit");
 	if (code == SQLITE_OK)
 		code = sqlite3_exec(handle, "COMMIT", NULL, NULL, NULL);
+	wfs_crash_at("migrate-after-commit");
 	if (code != SQLITE_OK)
 		sqlite3_exec(handle, "ROLLBACK", NULL, NULL, NULL);
 	return code;

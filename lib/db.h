@@ -4,8 +4,9 @@
  * One connection for a process, guarded by one mutex. Every transaction is
  * written to the write-ahead log before its function returns (it survives the
  * process); wfs_db_sync makes what was committed before it survive a power
- * cut. Checkpoints are ours to start (wfs_db_checkpoint), never SQLite's own:
- * they make transactions durable, and bytes must be durable before.
+ * cut. The kernel may do that at any time, too: the bytes that a transaction needs are on
+ * the disk before it is committed (lib/flush.h). Checkpoints are ours to start
+ * (wfs_db_checkpoint), never SQLite's own: they wait for the disk.
  *
  * Lock order: the database lock is the last but for the data file table's
  * (docs/locking.md). Nothing that waits for a disk or a thread happens under it
@@ -50,8 +51,6 @@ struct wfs_db {
 	char *path;     /* of weightfs.db */
 	unsigned digest_bits; /* of digests that count: 128 but in tests of collisions */
 	int wal_fd;     /* of weightfs.db-wal; -1 if read_only */
-	bool (*may_move_log)(void *ctx); /* is on the disk what must be there before; does not wait */
-	void *may_move_log_ctx;
 	void (*log)(void *ctx, const char *line);
 	void *log_ctx;
 	/* under sync_lock */
@@ -138,9 +137,13 @@ int wfs_db_error(struct wfs_db *db, int code, const char *what);
  */
 int wfs_db_sync(struct wfs_db *db);
 
+/* How many were committed until now; and to wait for these alone. */
+uint64_t wfs_db_commits(struct wfs_db *db);
+int wfs_db_sync_to(struct wfs_db *db, uint64_t commits);
+
 /*
- * Move the log into the database file. Everything committed becomes durable: call
- * wfs_store_sync first. Returns at once if the log is shorter than `min_pages`
+ * Move the log into the database file. Everything committed becomes durable; call
+ * wfs_store_sync first, so that less of the waiting is under the lock. Returns at once if the log is shorter than `min_pages`
  * pages. Waits for the disk under the database lock, for no other reader.
  */
 int wfs_db_checkpoint(struct wfs_db *db, int min_pages);
@@ -148,7 +151,7 @@ int wfs_db_checkpoint(struct wfs_db *db, int min_pages);
 /*
  * For a quiet moment: return some unused pages of the database to the disk, and
  * empty the log as checkpoint does. 1: there are more, or another process reads
- * the log: try again; 0: done; -errno. Call wfs_store_sync first.
+ * the log: try again; 0: done; -errno.
  */
 int wfs_db_tidy(struct wfs_db *db);
 

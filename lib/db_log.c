@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <unistd.h>
 
+#include "lib/crash.h"
 #include "lib/db_priv.h"
 #include "lib/wal_file.h"
 
@@ -35,19 +36,31 @@ static int write_log_again(struct wfs_db *db)
 	return ret ? -EIO : 0;
 }
 
-int wfs_db_sync(struct wfs_db *db)
+uint64_t wfs_db_commits(struct wfs_db *db)
 {
 	uint64_t commits;
-	int ret = 0;
 
 	pthread_mutex_lock(&db->lock);
 	commits = db->commits;
 	pthread_mutex_unlock(&db->lock);
+	return commits;
+}
+
+int wfs_db_sync(struct wfs_db *db)
+{
+	return wfs_db_sync_to(db, wfs_db_commits(db));
+}
+
+int wfs_db_sync_to(struct wfs_db *db, uint64_t commits)
+{
+	int ret = 0;
 
 	pthread_mutex_lock(&db->sync_lock);
 	if (db->synced < commits && !atomic_load(&db->log_failed)) {
+		uint64_t now = wfs_db_commits(db);
+
 		if (fdatasync(db->wal_fd) == 0)
-			db->synced = commits;
+			db->synced = now;
 		else
 			atomic_store(&db->log_failed, true);
 	}
@@ -56,7 +69,6 @@ int wfs_db_sync(struct wfs_db *db)
 	pthread_mutex_unlock(&db->sync_lock);
 	return ret;
 }
-
 
 void wfs_db_log_is_moved(struct wfs_db *db)
 {
@@ -68,6 +80,7 @@ int wfs_db_checkpoint(struct wfs_db *db, int min_pages)
 {
 	int code = SQLITE_OK, pages, moved;
 
+	wfs_crash_at("checkpoint-before");
 	/* What is read of it may be wrong: not into the database. wfs_db_sync sees to it. */
 	if (atomic_load(&db->log_failed))
 		return -EIO;

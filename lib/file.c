@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 
 #include "lib/file_priv.h"
+#include "lib/flush.h"
 #include "lib/manifest.h"
 #include "lib/quota.h"
 
@@ -404,14 +405,13 @@ int wfs_file_fallocate(struct wfs_file *f, int mode, uint64_t offset, uint64_t l
 
 int wfs_file_sync(struct wfs_file *f)
 {
-	struct wfs_content *c = wfs_file_content(f);
-	int ret = 0;
-
+	struct wfs_db *db = &f->store->db;
+	uint64_t commits = wfs_db_commits(db);
+	bool first;
 	/* A sealed file's bytes were made durable before it was sealed. */
-	if (c->staging)
-		ret = wfs_store_sync_staging(f->store, c->staging);
-	wfs_content_unref(c);
-	return ret ? ret : wfs_store_sync(f->store);
+	int ret = wfs_flush_file(f, &first);
+
+	return ret ? ret : wfs_store_sync_to(f->store, first ? wfs_db_commits(db) : commits);
 }
 
 /* ---- copying ---- */

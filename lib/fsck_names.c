@@ -37,7 +37,8 @@ static const struct wfs_fsck_check inode_checks[] = {
 		" AND " IS_REG("i"),
 		"inode %1", "@1 has both a manifest and a staging data file" },
 	{ "inode-content", WFS_FSCK_ALWAYS,
-		"SELECT i.ino FROM inode i WHERE NOT " IS_LNK("i") " AND i.target IS NOT NULL",
+		"SELECT i.ino FROM inode i WHERE NOT " IS_LNK("i") " AND i.target IS NOT NULL"
+		" AND (i.data_file IS NULL OR length(i.target) <> 16)",
 		"inode %1", "@1 is no symbolic link, but has a target" },
 	{ "inode-size", WFS_FSCK_ALWAYS,
 		"SELECT i.ino, i.size, coalesce(m.size, 0) FROM inode i"

@@ -5,7 +5,9 @@
 #include <sys/stat.h>
 
 #include "lib/compose.h"
+#include "lib/crash.h"
 #include "lib/file_priv.h"
+#include "lib/flush.h"
 #include "lib/manifest.h"
 #include "lib/model_priv.h"
 #include "lib/npy.h"
@@ -287,7 +289,7 @@ static int get_whole_model(struct wfs_store *s, const struct wfs_model_name *nam
 	return 0;
 }
 
-/* The directory is there; and whoever makes the row durable makes the bytes of the file durable first. */
+/* Both are still there. */
 static int check_both(struct wfs_store *s, uint64_t dir, uint64_t ino)
 {
 	struct wfs_attr a;
@@ -298,7 +300,7 @@ static int check_both(struct wfs_store *s, uint64_t dir, uint64_t ino)
 	found = ino ? wfs_inode_get(s, ino, &a) : 0;
 	if (found < 0 || !ino)
 		return found;
-	return !found ? -ENOENT : a.data_file ? wfs_store_flush_later(s, a.data_file) : 0;
+	return found ? 0 : -ENOENT;
 }
 
 static int set_row(struct wfs_store *s, const struct wfs_model_name *name,
@@ -330,18 +332,47 @@ static int set_row(struct wfs_store *s, const struct wfs_model_name *name,
 	return ret;
 }
 
+/*
+ * Whose bytes are not on the disk when the power goes was not put (lib/power.h). One that was
+ * put under another name before is taken out there, and is not to be lost by that.
+ */
+static int flush_soon(struct wfs_store *s, uint64_t ino)
+{
+	struct wfs_attr a;
+	int ret = wfs_name_getattr(s, ino, &a);
+
+	if (ret || !a.data_file)
+		return ret;
+	return a.nlink > 0 ? wfs_flush_inode(s, ino) : wfs_flush_later(s, ino);
+}
+
 static int put_row(struct wfs_store *s, const struct wfs_model_name *name,
 	enum wfs_tensor_form form, uint64_t ino, const struct tensor *t, struct wfs_gone *gone)
 {
+	enum wfs_tensor_form old_form;
+	uint64_t old;
 	int ret, tries = 0;
 
+	ret = ino ? flush_soon(s, ino) : 0;
+	if (ret)
+		return ret;
 	pthread_mutex_lock(wfs_put_lock(s, name->dir));
+	if (ino && wfs_model_pending(s, name, &old, &old_form) != WFS_PENDING_NOT) {
+		/* What waits may be on the disk, and is nowhere else: as with a rename over another file. */
+		pthread_mutex_unlock(wfs_put_lock(s, name->dir));
+		ret = wfs_flush_inode(s, ino);
+		if (ret)
+			return ret;
+		pthread_mutex_lock(wfs_put_lock(s, name->dir));
+	}
+	wfs_crash_at("put-before-commit");
 	/* A full disk prevents no removal: lib/reserve.h. */
 	do {
 		ret = wfs_db_begin(&s->db);
 		if (!ret)
 			ret = wfs_db_end(&s->db, set_row(s, name, form, ino, t, gone));
 	} while (ret == -ENOSPC && !ino && wfs_reserve_make_room(s, &tries));
+	wfs_crash_at("put-after-commit");
 	pthread_mutex_unlock(wfs_put_lock(s, name->dir));
 	return ret;
 }

@@ -26,7 +26,8 @@ static bool is_written(struct wfs_store *s, uint64_t ino, bool give_up, bool *re
 	if (wfs_file_get(s, ino, &f) != 0)
 		return false;
 	pthread_mutex_lock(&f->lock);
-	written = f->writers > 0 || f->changing || !f->sealing;
+	/* It may have been sealed since it was busy. */
+	written = f->content->staging && (f->writers > 0 || f->changing || !f->sealing);
 	*ret_known = f->was_waited_for;
 	f->was_waited_for |= written && give_up;
 	pthread_mutex_unlock(&f->lock);

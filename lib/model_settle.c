@@ -5,6 +5,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "lib/crash.h"
 #include "lib/file_priv.h"
 #include "lib/reserve.h"
 #include "lib/seal.h"
@@ -185,6 +186,7 @@ static int settle_once(struct wfs_settling *t, uint64_t dir, const char *variant
 		err = seal_files(t->store, &t->rows);
 	if (!err && (t->rows.n || reshard))
 		err = get_model(t, dir, variant);
+	wfs_crash_at("settle-after-seal");
 	if (!err && t->m && (t->m->n || t->rows.n))
 		err = wfs_settle_record(t);
 	return err;

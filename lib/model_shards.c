@@ -3,6 +3,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "lib/crash.h"
 #include "lib/model_settle.h"
 
 /* ---- within the transaction: files ---- */
@@ -285,7 +286,9 @@ int wfs_settle_record(struct wfs_settling *t)
 		err = wfs_settle_plan(t);
 	if (!err)
 		err = write_all(t);
+	wfs_crash_at("settle-before-commit");
 	err = wfs_db_end(&t->store->db, err);
+	wfs_crash_at("settle-after-commit");
 	if (err)
 		t->gone->n = gone;
 	return err;

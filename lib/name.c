@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "lib/crash.h"
 #include "lib/datafile_state.h"
 #include "lib/manifest.h"
 #include "lib/quota.h"
@@ -495,8 +496,11 @@ int wfs_name_unlink(struct wfs_store *s, uint64_t parent, const char *name, uint
 	bool *ret_gone)
 {
 	struct wfs_attr child;
-	int err = remove_name(s, parent, name, false, &child);
+	int err;
 
+	wfs_crash_at("unlink-before-commit");
+	err = remove_name(s, parent, name, false, &child);
+	wfs_crash_at("unlink-after-commit");
 	if (err)
 		return err;
 	*ret_ino = child.ino;
@@ -550,6 +554,7 @@ int wfs_name_drop(struct wfs_store *s, const uint64_t *inos, size_t n)
 	do
 		ret = drop_all(s, inos, n);
 	while (ret == -ENOSPC && wfs_reserve_make_room(s, &tries));
+	wfs_crash_at("drop-after-commit");
 	if (ret == 0)
 		atomic_store(&s->collect_wanted, true);
 	return ret;
@@ -687,9 +692,7 @@ static int rename_locked(struct wfs_store *s, struct rename *r, const char *name
 		ret->replaced = r->target.ino;
 		ret->replaced_gone = S_ISDIR(r->target.mode) || r->target.nlink <= 1;
 	}
-	/* Whoever makes this rename durable makes the new bytes durable first. */
-	err = r->new_id && r->moved.data_file ? wfs_store_flush_later(s, r->moved.data_file) : 0;
-	return err ? err : move(s, r);
+	return move(s, r);
 }
 
 int wfs_name_rename(struct wfs_store *s, uint64_t parent, const char *name, uint64_t new_parent,
@@ -700,11 +703,15 @@ int wfs_name_rename(struct wfs_store *s, uint64_t parent, const char *name, uint
 	int err = check_name(new_name);
 
 	*ret = (struct wfs_renamed){ 0, 0, false };
+	wfs_crash_at("rename-before-commit");
 	if (!err && flags & ~(unsigned)(RENAME_NOREPLACE | RENAME_EXCHANGE))
 		err = -EINVAL;
 	if (!err)
 		err = wfs_db_begin(&s->db);
-	return err ? err : wfs_db_end(&s->db, rename_locked(s, &r, name, flags, ret));
+	if (!err)
+		err = wfs_db_end(&s->db, rename_locked(s, &r, name, flags, ret));
+	wfs_crash_at("rename-after-commit");
+	return err;
 }
 
 /* ---- directories ---- */

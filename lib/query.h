@@ -52,10 +52,13 @@
 	Q(INODE_DELETE, "DELETE FROM inode WHERE ino = ?")                                         \
 	Q(INODE_TARGET, "SELECT target FROM inode WHERE ino = ?")                                  \
 	Q(INODE_MAKE_DIRTY, "UPDATE inode SET manifest = NULL, data_file = ?, size = ?, "          \
+			    "target = NULL, "                                                      \
 			    "verdict = 0, reason = NULL, detail = NULL WHERE ino = ?")             \
 	Q(INODE_SET_STAGING, "UPDATE inode SET data_file = ? WHERE ino = ?")                       \
 	Q(INODE_SEAL, "UPDATE inode SET manifest = ?, data_file = NULL, size = ?, blocks = ?, "    \
-		      "mtime_ns = ?, ctime_ns = ? WHERE ino = ?")                                  \
+		      "mtime_ns = ?, ctime_ns = ?, target = NULL WHERE ino = ?")                   \
+	Q(INODE_FLUSHED, "UPDATE inode SET target = ? WHERE ino = ? AND data_file = ?")            \
+	Q(INODE_NOTE, "SELECT target FROM inode WHERE ino = ? AND data_file IS NOT NULL")          \
 	Q(INODE_ORPHANS, "SELECT ino FROM inode WHERE nlink = 0 LIMIT ?")                          \
 	Q(INODE_DIRTY, "SELECT ino FROM inode WHERE data_file IS NOT NULL ORDER BY ino")           \
 	/* that a sync has failed is not forgotten by the gate */                                  \
@@ -167,6 +170,7 @@
 			       "ORDER BY variant LIMIT 1")                                         \
 	Q(TENSOR_DIR, "SELECT dir FROM tensor WHERE dir > ? ORDER BY dir LIMIT 1")                 \
 	Q(TENSOR_COUNT, "SELECT count(*) FROM tensor")                                             \
+	Q(TENSOR_UNPUT, "DELETE FROM tensor WHERE ino = ?")                                        \
 	/* damage: lib/damage.h */                                                                 \
 	Q(DAMAGE_PLACES, "SELECT d.object, o.data_file, o.offset, o.length, d.reason "             \
 			 "FROM damage d JOIN object o ON o.id = d.object ORDER BY d.object")       \

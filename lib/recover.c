@@ -6,7 +6,9 @@
 #include <sys/stat.h>
 
 #include "lib/file.h"
+#include "lib/flush.h"
 #include "lib/gate.h"
+#include "lib/power.h"
 #include "lib/seal.h"
 #include "lib/store_priv.h"
 
@@ -64,7 +66,7 @@ int wfs_recover_flush_dirty(struct wfs_store *s)
 
 		if (wfs_name_getattr(s, inos[i], &a) == 0 && a.data_file &&
 			a.verdict != WFS_VERDICT_DAMAGED)
-			ret = wfs_store_flush_later(s, a.data_file);
+			ret = wfs_flush_inode(s, inos[i]);
 	}
 	return ret;
 }
@@ -141,19 +143,13 @@ int wfs_recover_filling(struct wfs_store *s)
  */
 static int note_start(struct wfs_store *s)
 {
-	char id[64] = "unknown";
-	FILE *f = fopen("/proc/sys/kernel/random/boot_id", "re");
-	int ret;
+	char id[WFS_BOOT_ID_SIZE];
+	int ret = wfs_db_begin(&s->db);
 
-	if (f) {
-		if (fgets(id, sizeof(id), f))
-			id[strcspn(id, "\n")] = '\0';
-		fclose(f);
-	}
-	ret = wfs_db_begin(&s->db);
 	if (ret)
 		return ret;
-	ret = wfs_db_run(&s->db, WFS_Q_META_SET, "tt", "boot_id", id);
+	wfs_power_boot_id(id);
+	ret = wfs_db_run(&s->db, WFS_Q_META_SET, "tt", WFS_META_BOOT_ID, id);
 	if (ret == 0)
 		ret = wfs_db_run(&s->db, WFS_Q_META_SET, "ti", WFS_META_CANNOT_PUNCH, UINT64_C(0));
 	return wfs_db_end(&s->db, ret);
@@ -235,23 +231,54 @@ static bool is_new(struct wfs_store *s)
 	return wfs_store_read_note(s, "boot_id", &boot_id) == 0 && !boot_id;
 }
 
+static int unput_tensors(struct wfs_store *s)
+{
+	size_t n = 0;
+	int ret = wfs_power_unput(s, &n);
+
+	if (n > 0)
+		wfs_store_log(s, "the power was cut before %zu tensors that were written were on the disk: "
+			"their models are as they were before", n);
+	return ret;
+}
+
+static int after_power_cut(struct wfs_store *s)
+{
+	size_t n = 0;
+	int ret = wfs_power_report(s, &n);
+
+	if (n > 0)
+		wfs_store_log(s, "the power was cut while the store was mounted: %zu files may lack bytes; "
+			"'weightfs status' names them", n);
+	return ret ? ret : wfs_power_sweep(s);
+}
+
 int wfs_recover(struct wfs_store *s, struct wfs_err *err)
 {
 	size_t orphans = 0, dirty = 0;
-	bool was_new = is_new(s);
-	int ret = note_start(s);
+	bool was_cut = false, was_new = is_new(s);
+	int ret = wfs_power_was_cut(s, &was_cut);
 
 	(void)err;
+	if (!ret)
+		ret = note_start(s);
 	atomic_store(&s->collect_wanted, true);
 	atomic_store(&s->settle_wanted, true);
 	if (ret || s->db.was_clean)
 		return ret;
-	ret = drop_orphans(s, &orphans);
+	if (was_cut)
+		ret = unput_tensors(s);
+	if (!ret)
+		ret = drop_orphans(s, &orphans);
 	if (!ret)
 		ret = wfs_recover_filling(s);
 	if (!ret)
 		ret = wfs_recover_uncommitted(s);
+	if (!ret && was_cut)
+		ret = wfs_power_make_missing(s);
 	if (!ret)
 		ret = judge_dirty(s, &dirty);
+	if (!ret && was_cut)
+		ret = after_power_cut(s);
 	return ret || was_new ? ret : say_recovery(s, orphans, dirty);
 }

@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "lib/crash.h"
 #include "lib/datafile_state.h"
 #include "lib/file_priv.h"
 #include "lib/quota.h"
@@ -225,6 +226,7 @@ static int commit(struct wfs_repack *r)
 
 	if (ret)
 		return ret;
+	wfs_crash_at("repack-before-commit");
 	wfs_file_begin_change(r->file);
 	ret = wfs_db_begin(&s->db);
 	if (ret == 0)
@@ -236,6 +238,7 @@ static int commit(struct wfs_repack *r)
 		new = NULL;
 	}
 	wfs_file_end_change(r->file, new);
+	wfs_crash_at("repack-after-commit");
 	r->is_done = ret == 0;
 	if (ret == 0)
 		atomic_store(&s->collect_wanted, true);

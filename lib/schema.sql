@@ -105,7 +105,8 @@ CREATE TABLE inode (
 	mtime_ns  INTEGER NOT NULL,     -- of a dirty file the data file's mtime counts
 	ctime_ns  INTEGER NOT NULL,     -- of a dirty file the later of this and the data file's ctime
 	btime_ns  INTEGER NOT NULL,
-	target    BLOB,                 -- symbolic link: where it points
+	target    BLOB,                 -- symbolic link: where it points. Dirty file that was made durable: its size and
+	                                -- mtime_ns then, each 64-bit little endian; after a power cut it is whole if they still are so
 	-- Content of a regular file. Dirty: data_file is set. Sealed: manifest is
 	-- set. Neither: sealed and empty. Both never.
 	manifest  INTEGER REFERENCES manifest (id),

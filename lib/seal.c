@@ -4,6 +4,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "lib/crash.h"
 #include "lib/damage.h"
 #include "lib/datafile_state.h"
 #include "lib/manifest.h"
@@ -205,13 +206,16 @@ static int commit(struct wfs_file *f, struct wfs_content *staging, struct wfs_pl
 	struct wfs_content *sealed = NULL;
 	int ret;
 
+	wfs_crash_at("seal-before-commit");
 	pthread_mutex_lock(&f->lock);
 	ret = wfs_seal_may_commit(f, staging) ? wfs_db_begin(&s->db) : -EBUSY;
 	if (ret == 0)
 		ret = wfs_db_end(&s->db, p ? wfs_seal_record(p, fate, ids, &sealed)
 					   : wfs_seal_record_empty(f, staging, &sealed));
-	if (ret == 0)
+	if (ret == 0) {
+		wfs_crash_at("seal-after-commit");
 		f->content = sealed;
+	}
 	pthread_mutex_unlock(&f->lock);
 	if (ret)
 		wfs_content_unref(sealed);
@@ -268,6 +272,7 @@ static int seal_plan(struct wfs_file *f, struct wfs_plan *p)
 		if (ret)
 			return ret;
 		/* Sealed means that the bytes are on the disk. */
+		wfs_crash_at("seal-before-sync");
 		if (fate != WFS_FATE_DB)
 			ret = wfs_store_sync_staging(f->store, p->content->staging);
 		if (ret == 0)

@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "lib/crash.h"
 #include "lib/seal.h"
 #include "lib/seal_priv.h"
 
@@ -110,7 +111,9 @@ static size_t record_some(struct wfs_store *s, struct job *jobs, size_t n, int *
 		if (jobs[i].locked)
 			record(s, &jobs[i]);
 	} while (++i < n && !wfs_db_is_wanted(&s->db));
+	wfs_crash_at("small-before-commit");
 	*ret_err = wfs_db_end(&s->db, 0);
+	wfs_crash_at("small-after-commit");
 	return i;
 }
 

@@ -15,8 +15,10 @@
 #include <time.h>
 
 #include "lib/collect.h"
+#include "lib/crash.h"
 #include "lib/damage.h"
 #include "lib/datafile_state.h"
+#include "lib/flush.h"
 #include "lib/quota.h"
 #include "lib/recover.h"
 #include "lib/reserve.h"
@@ -134,105 +136,6 @@ bool wfs_store_check_place(struct wfs_store *s)
 
 /* ---- durability ---- */
 
-int wfs_store_flush_later(struct wfs_store *s, uint64_t data_file)
-{
-	int ret = 0;
-
-	pthread_mutex_lock(&s->flush_lock);
-	if (s->n_flush == s->flush_room) {
-		size_t room = s->flush_room ? 2 * s->flush_room : 16;
-		uint64_t *grown = reallocarray(s->flush, room, sizeof(*grown));
-
-		if (grown) {
-			s->flush = grown;
-			s->flush_room = room;
-		} else {
-			ret = -ENOMEM;
-		}
-	}
-	if (ret == 0)
-		s->flush[s->n_flush++] = data_file;
-	pthread_mutex_unlock(&s->flush_lock);
-	return ret;
-}
-
-#define SYNC_FAILED_TEXT "the disk failed to write it: it may be lost when it is read again; write the file anew"
-
-/* 1 and *ret_ino: recorded now; 0: it was already, or it is nobody's. */
-static int record_failed_sync(struct wfs_store *s, uint64_t data_file, uint64_t *ret_ino)
-{
-	int ret = wfs_db_begin(&s->db);
-
-	if (ret)
-		return ret;
-	ret = wfs_db_run(&s->db, WFS_Q_INODE_SYNC_FAILED, "ti", SYNC_FAILED_TEXT, data_file);
-	if (ret == 0 && wfs_db_changes(&s->db) > 0)
-		ret = wfs_db_number(&s->db, WFS_Q_INODE_OF_STAGING, ret_ino, "i", data_file);
-	return wfs_db_end(&s->db, ret);
-}
-
-/* What cannot be recorded now, since the database is on the same disk, is the next time. */
-void wfs_store_report_unsure(struct wfs_store *s, uint64_t data_file)
-{
-	WFS_AUTO_FREE char *path = NULL;
-	uint64_t ino = 0;
-	int ret = record_failed_sync(s, data_file, &ino);
-
-	if (ret == 0)
-		return;
-	if (ret > 0)
-		wfs_name_path(s, ino, &path);
-	wfs_store_log(s, "%s (data file %llu): " WFS_REASON_SYNC_FAILED ": " SYNC_FAILED_TEXT,
-		path ? path : "a file", (unsigned long long)data_file);
-}
-
-int wfs_store_sync_staging(struct wfs_store *s, struct wfs_datafile *df)
-{
-	int ret = wfs_datafile_sync(&s->datafiles, df);
-
-	if (ret && wfs_datafile_is_unsure(&s->datafiles, df->id))
-		wfs_store_report_unsure(s, df->id);
-	return ret;
-}
-
-void wfs_store_staging_is_empty(struct wfs_store *s, struct wfs_datafile *df)
-{
-	if (!wfs_datafile_is_unsure(&s->datafiles, df->id) || wfs_db_begin(&s->db) != 0)
-		return;
-	if (wfs_db_end(&s->db, wfs_db_run(&s->db, WFS_Q_INODE_SYNC_HEALED, "i", df->id)) == 0)
-		wfs_datafile_set_unsure(&s->datafiles, df->id, false);
-}
-
-/* Which syncs have failed before this process. */
-static int load_unsure(struct wfs_store *s)
-{
-	sqlite3_stmt *row;
-	int more = wfs_db_begin_read(&s->db);
-
-	if (more)
-		return more;
-	for (more = wfs_db_first(&s->db, WFS_Q_DATA_SYNC_FAILED, &row, ""); more > 0;
-		more = wfs_db_next(&s->db, row))
-		wfs_datafile_set_unsure(&s->datafiles, (uint64_t)sqlite3_column_int64(row, 0), true);
-	return wfs_db_end(&s->db, more);
-}
-
-static int flush_one(struct wfs_store *s, uint64_t data_file)
-{
-	struct wfs_datafile *df = wfs_datafile_get(&s->datafiles, data_file);
-	int ret;
-
-	if (!df)
-		return -ENOMEM;
-	ret = wfs_store_sync_staging(s, df);
-	/* It is reported by name; what others wait for does not hang on it. */
-	if (ret && wfs_datafile_is_unsure(&s->datafiles, data_file))
-		ret = 0;
-	wfs_datafile_unref(&s->datafiles, df);
-	/* Gone: the inode was removed, or sealed into the database. */
-	return ret == -ENOENT ? 0 : ret;
-}
-
 #define FAILED "failed" /* in the lock file, after the pid */
 
 /* For `weightfs status`, another process: the database cannot tell it. */
@@ -245,50 +148,20 @@ static void say_failed(struct wfs_store *s)
 		wfs_store_log(s, "%s/lock cannot be written: %s", s->path, strerror(errno));
 }
 
-/* Flush what was renamed over something; files that fail stay on the list. */
-static int flush_renamed(struct wfs_store *s)
+int wfs_store_sync_to(struct wfs_store *s, uint64_t commits)
 {
-	uint64_t data_file = 0;
-	int ret = 0;
+	int ret = wfs_db_sync_to(&s->db, commits);
 
-	/* Whoever finds the list empty may rely on it that nobody still waits for one of it. */
-	pthread_mutex_lock(&s->flush_run_lock);
-	do {
-		pthread_mutex_lock(&s->flush_lock);
-		data_file = s->n_flush ? s->flush[--s->n_flush] : 0;
-		pthread_mutex_unlock(&s->flush_lock);
-		if (data_file)
-			ret = flush_one(s, data_file);
-		if (ret)
-			wfs_store_flush_later(s, data_file);
-	} while (data_file && ret == 0);
-	pthread_mutex_unlock(&s->flush_run_lock);
+	if (ret && wfs_store_is_lost(s))
+		say_failed(s);
 	return ret;
-}
-
-static bool nothing_to_flush(void *ctx)
-{
-	struct wfs_store *s = ctx;
-	bool is_empty = false;
-
-	if (pthread_mutex_trylock(&s->flush_run_lock) != 0)
-		return false;
-	pthread_mutex_lock(&s->flush_lock);
-	is_empty = s->n_flush == 0;
-	pthread_mutex_unlock(&s->flush_lock);
-	pthread_mutex_unlock(&s->flush_run_lock);
-	return is_empty;
 }
 
 int wfs_store_sync(struct wfs_store *s)
 {
-	int ret = flush_renamed(s);
+	int ret = wfs_flush_all(s);
 
-	if (ret == 0)
-		ret = wfs_db_sync(&s->db);
-	if (ret && wfs_store_is_lost(s))
-		say_failed(s);
-	return ret;
+	return ret ? ret : wfs_store_sync_to(s, wfs_db_commits(&s->db));
 }
 
 int wfs_store_checkpoint(struct wfs_store *s, int min_pages)
@@ -310,12 +183,7 @@ int wfs_store_log_pages(struct wfs_store *s)
 
 uint64_t wfs_store_commits(struct wfs_store *s)
 {
-	uint64_t commits;
-
-	pthread_mutex_lock(&s->db.lock);
-	commits = s->db.commits;
-	pthread_mutex_unlock(&s->db.lock);
-	return commits;
+	return wfs_db_commits(&s->db);
 }
 
 int wfs_store_tidy(struct wfs_store *s)
@@ -650,8 +518,6 @@ static int open_database(struct wfs_store *s, struct wfs_err *err)
 		return wfs_err_errno(err, -errno, "%s/weightfs.db", s->path);
 	s->db.log = s->options.log;
 	s->db.log_ctx = s->options.log_ctx;
-	s->db.may_move_log = nothing_to_flush;
-	s->db.may_move_log_ctx = s;
 	return ret ? ret : wfs_db_open(&s->db, s->path, !writes, writes && s->options.create, err);
 }
 
@@ -772,13 +638,16 @@ int wfs_store_open(const char *path, const struct wfs_store_options *options,
 	if (!e)
 		e = wfs_damage_load(s);
 	if (!e && !s->db.read_only)
-		e = load_unsure(s);
+		e = wfs_store_load_unsure(s);
 	if (!e && !s->db.read_only)
 		e = wfs_recover(s, err);
 	if (!e)
 		e = wfs_model_count_pending(s);
 	if (!e)
 		wfs_quota_count(s);
+	/* That it is open is on the disk before anything is changed that no transaction tells of. */
+	if (!e && !s->db.read_only)
+		e = fsync(s->dir_fd) != 0 ? -errno : wfs_db_sync(&s->db);
 	if (!e && !s->db.read_only && wfs_reserve_keep(s) != 0)
 		wfs_store_log(s, "%s: no space could be reserved for removals on a full disk",
 			s->path);
@@ -806,6 +675,7 @@ static int finish(struct wfs_store *s)
 	e = wfs_recover_filling(s);
 	if (!ret)
 		ret = e;
+	wfs_crash_at("unmount-before-collect");
 	wfs_spare_stop(s);
 	e = wfs_collect(s);
 	if (!ret)
@@ -822,11 +692,13 @@ static int finish(struct wfs_store *s)
 		ret = e;
 	if (ret)
 		return ret;
+	wfs_crash_at("unmount-before-clean");
 	ret = wfs_db_begin(&s->db);
 	if (ret)
 		return ret;
 	ret = wfs_db_run(&s->db, WFS_Q_META_SET, "ti", "clean", UINT64_C(1));
 	ret = wfs_db_end(&s->db, ret);
+	wfs_crash_at("unmount-after-clean");
 	return ret ? ret : wfs_db_sync(&s->db);
 }
 

@@ -73,11 +73,12 @@ int wfs_store_open(const char *path, const struct wfs_store_options *options,
 int wfs_store_close(struct wfs_store *store);
 
 /*
- * Wait until every change that returned before this call would survive a
- * power cut: bytes of files renamed over others first, then the database.
- * -EIO where the disk failed: everything that would change the store then fails with EIO until it is
- * opened anew. A data file whose flush fails is no error here: its file is reported, with reason
- * sync-failed (docs/decisions/0020). Blocks on the disk, holds no lock meanwhile.
+ * Wait until every transaction that was committed before this call would survive a
+ * power cut, and with it the bytes that it needs: those of tensors that were put
+ * first (lib/flush.h). -EIO where the disk failed: everything that would change the store then fails
+ * with EIO until it is opened anew. A data file whose flush fails is no error here: its file is
+ * reported, with reason sync-failed (docs/decisions/0020). Blocks on the disk, holds no lock
+ * that others wait for.
  */
 int wfs_store_sync(struct wfs_store *store);
 

@@ -44,8 +44,7 @@ struct wfs_store {
 	pthread_mutex_t files_lock;
 	struct wfs_file *files[WFS_FILE_BUCKETS]; /* in use, by inode number */
 
-	/* Data files that the next wfs_store_sync must flush before the
-	 * database: of inodes that were renamed over others. Under flush_lock. */
+	/* Inodes that wfs_store_sync flushes: lib/flush.h. Under flush_lock. */
 	pthread_mutex_t flush_lock;
 	pthread_mutex_t flush_run_lock; /* held by the one thread that works on the list */
 	uint64_t *flush;
@@ -104,8 +103,10 @@ void wfs_store_report_unsure(struct wfs_store *s, uint64_t data_file);
 /* All bytes of a dirty file were cut off: what was not written is none of it any more. */
 void wfs_store_staging_is_empty(struct wfs_store *s, struct wfs_datafile *df);
 
-/* Have the next sync flush this data file first. */
-int wfs_store_flush_later(struct wfs_store *s, uint64_t data_file);
+/* At opening: which syncs have failed before this process. */
+int wfs_store_load_unsure(struct wfs_store *s);
+/* wfs_db_sync_to; if it fails for good, `weightfs status` is told. */
+int wfs_store_sync_to(struct wfs_store *s, uint64_t commits);
 
 /* ---- pieces of lib/name.c that the lifecycle shares; within a transaction ---- */
 

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <string.h>
 
+#include "lib/crash.h"
 #include "lib/datafile_state.h"
 #include "lib/file_priv.h"
 #include "lib/manifest.h"
@@ -198,13 +199,16 @@ static int unseal_in_place(struct wfs_file *f, struct wfs_content *old, struct w
 		return -EXDEV;
 	new = wfs_content_new_staging(&s->datafiles, df->id);
 	err = new ? wfs_name_getattr(s, f->ino, &a) : -ENOMEM;
+	wfs_crash_at("unseal-before-commit");
 	if (!err)
 		err = wfs_db_begin(&s->db);
 	if (!err)
 		err = wfs_db_end(&s->db, take_back(f, old, df->id));
+	wfs_crash_at("unseal-after-commit");
 	/* Before its first write: a power cut must not find a sealed file with other bytes. */
 	if (!err)
 		err = wfs_db_sync(&s->db);
+	wfs_crash_at("unseal-after-sync");
 	if (!err)
 		err = trim(new, old->size);
 	if (!err)
@@ -273,6 +277,9 @@ static int fill(struct wfs_file *f, struct wfs_content *old, uint64_t length,
 	struct wfs_attr a;
 	int err = wfs_content_copy(old, length, new->staging);
 
+	/* What the file has now is on the disk; so is the copy, before it takes its place. */
+	if (!err && length > 0)
+		err = wfs_datafile_sync(&f->store->datafiles, new->staging);
 	if (!err)
 		err = wfs_name_getattr(f->store, f->ino, &a);
 	/* Until somebody writes, the file is as old as it was. */
@@ -293,10 +300,12 @@ static int unseal_by_copy(struct wfs_file *f, struct wfs_content *old, uint64_t 
 		return err;
 	new = wfs_content_new_staging(&s->datafiles, id);
 	err = new ? fill(f, old, length, new) : -ENOMEM;
+	wfs_crash_at("copy-before-commit");
 	if (!err)
 		err = wfs_db_begin(&s->db);
 	if (!err)
 		err = wfs_db_end(&s->db, publish(f, old, id, length));
+	wfs_crash_at("copy-after-commit");
 	if (err) {
 		wfs_content_unref(new);
 		wfs_filling_abandon(s, id);

@@ -1,0 +1,227 @@
+#include "lib/power.h"
+
+#include <ctype.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "lib/flush.h"
+#include "lib/seal.h"
+#include "lib/store_priv.h"
+
+#define REASON "power-cut"
+#define DETAIL                                                                                     \
+	"the power went before the file was on the disk, and nobody had asked for that (fsync): bytes " \
+	"may be missing, at its end or inside"
+
+/* ---- was it one ---- */
+
+void wfs_power_boot_id(char ret[WFS_BOOT_ID_SIZE])
+{
+	const char *given = getenv("WEIGHTFS_BOOT_ID");
+	FILE *f = given ? NULL : fopen("/proc/sys/kernel/random/boot_id", "re");
+
+	snprintf(ret, WFS_BOOT_ID_SIZE, "%s", given ? given : "unknown");
+	if (!f)
+		return;
+	if (fgets(ret, WFS_BOOT_ID_SIZE, f))
+		ret[strcspn(ret, "\n")] = '\0';
+	fclose(f);
+}
+
+int wfs_power_was_cut(struct wfs_store *s, bool *ret)
+{
+	WFS_AUTO_FREE char *before = NULL;
+	char now[WFS_BOOT_ID_SIZE];
+	int err = wfs_store_read_note(s, WFS_META_BOOT_ID, &before);
+
+	wfs_power_boot_id(now);
+	*ret = !s->db.was_clean && before && strcmp(before, now) != 0;
+	return err;
+}
+
+/* ---- files that may lack bytes ---- */
+
+/* Times of change may be older on the disk than the flush that came after it, but not newer. */
+static int is_whole(struct wfs_store *s, const struct wfs_attr *a)
+{
+	int64_t mtime_ns;
+	struct stat st;
+	uint64_t size;
+	int ret = wfs_flush_note(s, a->ino, &size, &mtime_ns);
+
+	if (ret > 0)
+		ret = wfs_datafile_stat(&s->datafiles, a->data_file, &st) == 0 &&
+		      (uint64_t)st.st_size == size && wfs_ns(&st.st_mtim) <= mtime_ns;
+	return ret;
+}
+
+static int make_one(struct wfs_store *s, uint64_t ino)
+{
+	int64_t mtime_ns;
+	struct wfs_attr a;
+	struct stat st;
+	uint64_t size;
+	int ret = wfs_name_getattr(s, ino, &a);
+
+	if (ret || !a.data_file || wfs_datafile_stat(&s->datafiles, a.data_file, &st) != -ENOENT)
+		return ret == -ENOENT ? 0 : ret;
+	ret = wfs_flush_note(s, ino, &size, &mtime_ns);
+	return ret ? WFS_MIN(ret, 0) : wfs_datafile_create(&s->datafiles, a.data_file);
+}
+
+int wfs_power_make_missing(struct wfs_store *s)
+{
+	WFS_AUTO_FREE uint64_t *inos = NULL;
+	size_t n = 0;
+	int ret = wfs_seal_list(s, &inos, &n);
+
+	for (size_t i = 0; i < n && ret == 0; i++)
+		ret = make_one(s, inos[i]);
+	return ret;
+}
+
+static int set_reason(struct wfs_store *s, uint64_t ino)
+{
+	int ret = wfs_db_begin(&s->db);
+
+	if (ret)
+		return ret;
+	return wfs_db_end(&s->db, wfs_db_run(&s->db, WFS_Q_INODE_SET_VERDICT, "itti",
+		(uint64_t)WFS_VERDICT_INCOMPLETE, REASON, DETAIL, ino));
+}
+
+/* 1 if it had to be reported. */
+static int report_one(struct wfs_store *s, uint64_t ino)
+{
+	struct wfs_attr a;
+	int ret = wfs_name_getattr(s, ino, &a);
+
+	/* What the gate has against it is reason enough. */
+	if (ret || !a.data_file || a.verdict >= WFS_VERDICT_INCOMPLETE)
+		return ret == -ENOENT ? 0 : ret;
+	ret = is_whole(s, &a);
+	if (ret)
+		return WFS_MIN(ret, 0);
+	ret = set_reason(s, ino);
+	return ret ? ret : 1;
+}
+
+int wfs_power_report(struct wfs_store *s, size_t *ret_n)
+{
+	WFS_AUTO_FREE uint64_t *inos = NULL;
+	size_t n = 0;
+	int ret = wfs_seal_list(s, &inos, &n);
+
+	*ret_n = 0;
+	for (size_t i = 0; i < n && ret >= 0; i++) {
+		ret = report_one(s, inos[i]);
+		*ret_n += ret > 0;
+	}
+	return WFS_MIN(ret, 0);
+}
+
+/* ---- tensors that were put by such files ---- */
+
+static int unput(struct wfs_store *s, uint64_t ino, int *ret_rows)
+{
+	int ret = wfs_db_begin(&s->db);
+
+	if (ret)
+		return ret;
+	ret = wfs_db_run(&s->db, WFS_Q_TENSOR_UNPUT, "i", ino);
+	*ret_rows = ret ? 0 : wfs_db_changes(&s->db);
+	/* Without a name and without a row it is dropped with the orphans. */
+	if (*ret_rows)
+		ret = wfs_db_run(&s->db, WFS_Q_INODE_NLINK, "iii", (int64_t)-*ret_rows, wfs_now_ns(), ino);
+	return wfs_db_end(&s->db, ret);
+}
+
+static int unput_one(struct wfs_store *s, uint64_t ino, size_t *n)
+{
+	struct wfs_attr a;
+	int rows = 0, ret = wfs_name_getattr(s, ino, &a);
+
+	if (ret || !a.data_file)
+		return ret == -ENOENT ? 0 : ret;
+	ret = is_whole(s, &a);
+	if (ret)
+		return WFS_MIN(ret, 0);
+	ret = unput(s, ino, &rows);
+	*n += (size_t)rows;
+	return ret;
+}
+
+int wfs_power_unput(struct wfs_store *s, size_t *ret_n)
+{
+	WFS_AUTO_FREE uint64_t *inos = NULL;
+	size_t n = 0;
+	int ret = wfs_seal_list(s, &inos, &n);
+
+	*ret_n = 0;
+	for (size_t i = 0; i < n && ret == 0; i++)
+		ret = unput_one(s, inos[i], ret_n);
+	return ret;
+}
+
+/* ---- data files without a row ---- */
+
+static bool is_id(const char *name, uint64_t *ret)
+{
+	char *end;
+
+	if (strlen(name) != 16 || strspn(name, "0123456789abcdef") != 16)
+		return false;
+	*ret = strtoull(name, &end, 16);
+	return *end == '\0';
+}
+
+static int sweep_file(struct wfs_store *s, uint64_t id)
+{
+	uint64_t state;
+	int found = wfs_db_begin_read(&s->db);
+
+	if (found)
+		return found;
+	found = wfs_db_end(&s->db, wfs_db_number(&s->db, WFS_Q_DATA_GET, &state, "i", id));
+	return found ? WFS_MIN(found, 0) : wfs_datafile_remove(&s->datafiles, id);
+}
+
+static int sweep_directory(struct wfs_store *s, int at, const char *name,
+	int (*fn)(struct wfs_store *s, DIR *dir, const struct dirent *e))
+{
+	int fd = openat(at, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	DIR *dir = fd >= 0 ? fdopendir(fd) : NULL;
+	struct dirent *e;
+	int ret = 0;
+
+	if (!dir)
+		return -errno;
+	while (ret == 0 && (e = readdir(dir)))
+		ret = fn(s, dir, e);
+	closedir(dir);
+	return ret;
+}
+
+static int sweep_entry(struct wfs_store *s, DIR *dir, const struct dirent *e)
+{
+	uint64_t id;
+
+	(void)dir;
+	return is_id(e->d_name, &id) ? sweep_file(s, id) : 0;
+}
+
+static int sweep_part(struct wfs_store *s, DIR *dir, const struct dirent *e)
+{
+	if (strlen(e->d_name) != 2 || !isxdigit(e->d_name[0]) || !isxdigit(e->d_name[1]))
+		return 0;
+	return sweep_directory(s, dirfd(dir), e->d_name, sweep_entry);
+}
+
+int wfs_power_sweep(struct wfs_store *s)
+{
+	return sweep_directory(s, s->datafiles.data_fd, ".", sweep_part);
+}
