@@ -606,7 +606,11 @@ int wfs_datafile_sync(struct wfs_datafiles *t, struct wfs_datafile *df)
 		wfs_datafile_set_unsure(t, df->id, true);
 	}
 	wfs_datafile_unuse(t, df);
-	return ret ? ret : sync_new_entry(t, df);
+	if (ret == 0)
+		ret = sync_new_entry(t, df);
+	if (ret == -EIO)
+		wfs_datafile_set_unsure(t, df->id, true);
+	return ret;
 }
 
 int wfs_pread_all(int fd, void *buf, size_t len, uint64_t offset)
