@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "lib/db_trust.h"
 #include "lib/db_uri.h"
 #include "lib/wal_file.h"
 
@@ -540,6 +541,8 @@ static int open_handle(struct wfs_db *db, bool create)
 	else
 		flags |= SQLITE_OPEN_READONLY;
 	code = sqlite3_open_v2(db->path, &db->handle, flags, db->read_only ? NULL : wfs_wal_vfs());
+	if (code == SQLITE_OK)
+		code = wfs_db_trust_nothing(db->handle);
 	if (code != SQLITE_OK || !db->read_only)
 		return code;
 	code = sqlite3_exec(db->handle, "SELECT 1 FROM sqlite_schema", NULL, NULL, NULL);
@@ -552,7 +555,8 @@ static int open_handle(struct wfs_db *db, bool create)
 	uri = wfs_db_immutable_uri(db->path);
 	if (!uri)
 		return SQLITE_NOMEM;
-	return sqlite3_open_v2(uri, &db->handle, flags | SQLITE_OPEN_URI, NULL);
+	code = sqlite3_open_v2(uri, &db->handle, flags | SQLITE_OPEN_URI, NULL);
+	return code == SQLITE_OK ? wfs_db_trust_nothing(db->handle) : code;
 }
 
 static int create_schema(struct wfs_db *db)
@@ -585,8 +589,12 @@ static int check_version(struct wfs_db *db, struct wfs_err *err)
 			"%s is an SQLite database, but not of weightfs", db->path);
 	if (version < 1 || version > UINT32_MAX)
 		version = 0;
-	if (version == WFS_DB_VERSION)
-		return 0;
+	if (version <= WFS_DB_VERSION) {
+		int ret = wfs_db_trust_schema(db->handle, wfs_schema_sql, err);
+
+		if (ret || version == WFS_DB_VERSION)
+			return ret;
+	}
 	if (db->read_only || version > WFS_DB_VERSION)
 		return wfs_db_migrate(db->handle, (unsigned)version, WFS_DB_VERSION, NULL, 0, err);
 	return wfs_db_migrate(db->handle, (unsigned)version, WFS_DB_VERSION, migrations,
@@ -605,13 +613,9 @@ static int count_pages(void *ctx, sqlite3 *handle, const char *name, int pages)
 
 static int set_pragmas(struct wfs_db *db)
 {
-	/* Pages are read from disks that others may have written to: no trust. */
-	int code = sqlite3_exec(db->handle,
-		"PRAGMA trusted_schema = OFF; PRAGMA cell_size_check = ON;"
-		"PRAGMA temp_store = MEMORY; PRAGMA cache_size = -16384;",
+	int code = sqlite3_exec(db->handle, "PRAGMA temp_store = MEMORY; PRAGMA cache_size = -16384",
 		NULL, NULL, NULL);
 
-	sqlite3_db_config(db->handle, SQLITE_DBCONFIG_DEFENSIVE, 1, NULL);
 	sqlite3_busy_timeout(db->handle, BUSY_MS);
 	if (code != SQLITE_OK || db->read_only)
 		return code;
@@ -649,9 +653,12 @@ static int open_wal(struct wfs_db *db, struct wfs_err *err)
 
 static int open_all(struct wfs_db *db, bool create, struct wfs_err *err)
 {
-	int code = open_handle(db, create);
-	int ret;
+	int ret = wfs_db_trust_files(db->path, err);
+	int code;
 
+	if (ret)
+		return ret;
+	code = open_handle(db, create);
 	if (code == SQLITE_OK && create)
 		code = create_schema(db);
 	if (code != SQLITE_OK)

@@ -80,6 +80,7 @@
 		     "WHERE (state >= 2 OR holes > 0) AND id > ? ORDER BY id LIMIT ?")             \
 	Q(DATA_DELETE, "DELETE FROM data_file WHERE id = ? AND state = 2")                         \
 	Q(DATA_LAST_ID, "SELECT seq FROM sqlite_sequence WHERE name = 'data_file'")                \
+	Q(DATA_MAX_ID, "SELECT max(id) FROM data_file")                                            \
 	Q(DATA_DOOM_FILLING, "UPDATE data_file SET state = 2 WHERE state = 3")                     \
 	/* objects */                                                                              \
 	Q(OBJECT_FIND, "SELECT id, ordinal, data_file, offset FROM object "                        \
