@@ -19,7 +19,9 @@ UNIT_SRC := $(wildcard tests/unit/test_*.c)
 UNIT_SUPPORT := $(wildcard tests/unit/support.c)
 VERDICT_SRC := $(wildcard tests/unit/*_cli.c)
 BENCH_SRC := $(wildcard tests/bench/*.c)
-ALL_SRC := $(LIB_SRC) $(PROG_SRC) $(SAMPLE_SRC) $(UNIT_SRC) $(UNIT_SUPPORT) $(VERDICT_SRC) $(BENCH_SRC)
+FUZZ_SRC := $(wildcard tests/fuzz/fuzz_*.c)
+FUZZ_NAMES := $(patsubst tests/fuzz/fuzz_%.c,%,$(FUZZ_SRC))
+ALL_SRC := $(LIB_SRC) $(PROG_SRC) $(SAMPLE_SRC) $(UNIT_SRC) $(UNIT_SUPPORT) $(VERDICT_SRC) $(BENCH_SRC) $(FUZZ_SRC)
 
 obj = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
 LIB := $(BUILD)/libweightfs.a
@@ -32,7 +34,7 @@ VENV := build/venv
 # ---- flags ----
 
 # The libraries are looked for once, and only by goals that compile here.
-NO_LIBS := run test test-long test-all bench asan tsan check uninstall clean distclean help deps
+NO_LIBS := run test test-long test-all bench asan tsan fuzz coverage check uninstall clean distclean help deps
 NEED_LIBS := $(filter-out $(NO_LIBS),$(or $(MAKECMDGOALS),all))
 PKGS := fuse3 jansson libxxhash sqlite3
 PKG_CONFIG ?= pkg-config
@@ -122,6 +124,18 @@ tsan: ## all tests on a build with the thread sanitizer
 	@sh tools/setup.sh test
 	@$(MAKE) --no-print-directory BUILD=build/tsan SANITIZE=thread test-here
 
+fuzz: ## each fuzz target for FUZZ_SECONDS, by clang and libFuzzer (FUZZ: which; FUZZ_SECONDS=3600: a long run)
+	@sh tools/setup.sh fuzz
+	@$(MAKE) --no-print-directory BUILD=build/fuzz CC=clang SANITIZE=fuzzer-no-link,address,undefined \
+		fuzz-programs
+	@sh tests/fuzz/run.sh build/fuzz '$(or $(FUZZ),$(FUZZ_NAMES))' '$(FUZZ_SECONDS)'
+
+FUZZ_SECONDS ?= 10
+FUZZ_BIN := $(FUZZ_NAMES:%=$(BUILD)/fuzz-%)
+
+.PHONY: fuzz fuzz-programs
+fuzz-programs: $(FUZZ_BIN)
+
 # The tests of this build, without any setting up. PYTEST_ARGS goes to pytest.
 test-here: all unit-programs bench-programs
 	@BUILD='$(BUILD)' VENV='$(VENV)' SANITIZE='$(SANITIZE)' sh tools/run_tests.sh $(UNIT_BIN)
@@ -171,7 +185,7 @@ uninstall: ## remove what install has put there
 
 clean: ## remove what was built (the Python environment stays)
 	@sh tools/demo.sh stop
-	rm -rf build/demo build/asan build/tsan build/cppcheck $(addprefix $(BUILD)/,obj gen tests flags sources \
+	rm -rf build/demo build/asan build/tsan build/fuzz build/coverage build/cppcheck $(addprefix $(BUILD)/,obj gen tests flags sources \
 		weightfs libweightfs.a sample-model bench-worker bench-probe bench-store)
 
 distclean: clean ## remove build/ altogether
@@ -219,8 +233,17 @@ $(BUILD)/weightfs: $(call obj,$(PROG_SRC)) $(LIB)
 $(BUILD)/sample-model: $(call obj,$(SAMPLE_SRC)) $(LIB)
 	$(call say,LD,$@)$(LINK) -o $@ $^ $(PKG_LIBS)
 
+$(BUILD)/tests/test_fuzz: $(call obj,$(FUZZ_SRC))
+
+$(BUILD)/obj/tests/fuzz/libfuzzer-%.o: tests/fuzz/libfuzzer.c $(BUILD)/flags
+	$(call say,CC,$@)mkdir -p $(@D) && $(COMPILE) -DWFS_FUZZ_TARGET=wfs_fuzz_$* -MMD -MP -c -o $@ $<
+
+$(FUZZ_BIN): $(BUILD)/fuzz-%: $(BUILD)/obj/tests/fuzz/libfuzzer-%.o $(BUILD)/obj/tests/fuzz/fuzz_%.o \
+		$(call obj,$(UNIT_SUPPORT)) $(LIB)
+	$(call say,LD,$@)$(LINK) -fsanitize=fuzzer -o $@ $^ $(PKG_LIBS)
+
 $(UNIT_BIN): $(BUILD)/tests/%: $(BUILD)/obj/tests/unit/%.o $(call obj,$(UNIT_SUPPORT)) $(LIB)
-	$(call say,LD,$@)mkdir -p $(@D) && $(LINK) -o $@ $^ -lcmocka $(PKG_LIBS)
+	$(call say,LD,$@)mkdir -p $(@D) && $(LINK) -o $@ $(filter %.o,$^) $(LIB) -lcmocka $(PKG_LIBS)
 
 $(VERDICT_BIN): $(BUILD)/tests/%: $(BUILD)/obj/tests/unit/%.o $(LIB)
 	$(call say,LD,$@)mkdir -p $(@D) && $(LINK) -o $@ $^ $(PKG_LIBS)
