@@ -34,7 +34,7 @@ VENV := build/venv
 # ---- flags ----
 
 # The libraries are looked for once, and only by goals that compile here.
-NO_LIBS := run test test-long test-all bench asan tsan fuzz coverage check uninstall clean distclean help deps
+NO_LIBS := run test test-long test-all bench asan tsan fuzz coverage check analyze uninstall clean distclean help deps
 NEED_LIBS := $(filter-out $(NO_LIBS),$(or $(MAKECMDGOALS),all))
 PKGS := fuse3 jansson libxxhash sqlite3
 PKG_CONFIG ?= pkg-config
@@ -82,7 +82,7 @@ endif
 # ---- targets ----
 
 .DEFAULT_GOAL := all
-.PHONY: all run test test-long test-all test-here unit check bench asan tsan install \
+.PHONY: all run test test-long test-all test-here unit check analyze coverage bench asan tsan install \
 	uninstall clean distclean help deps FORCE
 .DELETE_ON_ERROR:
 
@@ -101,8 +101,10 @@ test-long: ## the tests that take minutes, which `test` leaves out
 	@sh tools/setup.sh test
 	@$(MAKE) --no-print-directory PYTEST_ARGS='--long -m long $(PYTEST_ARGS)' test-here
 
-test-all: ## check, test, test-long, asan and tsan, one after the other
+test-all: ## check, analyze, fuzz, test, test-long, asan and tsan, one after the other
 	@$(MAKE) --no-print-directory check
+	@$(MAKE) --no-print-directory analyze
+	@$(MAKE) --no-print-directory fuzz
 	@$(MAKE) --no-print-directory test
 	@$(MAKE) --no-print-directory test-long
 	@$(MAKE) --no-print-directory asan
@@ -150,6 +152,10 @@ check: ## layers, file lengths, static analysis
 	@sh tests/check_layers.sh
 	@sh tests/check_lengths.sh
 	@sh tests/check_static.sh
+
+analyze: ## static analysis that takes minutes: clang-tidy and gcc -fanalyzer
+	@sh tools/setup.sh analysis
+	@BUILD='$(BUILD)' sh tests/check_analysis.sh
 
 deps: ## install what weightfs is built and tested with
 	@sh tools/setup.sh test

@@ -118,7 +118,6 @@ want_test()
 want_fuzz()
 {
 	has clang || add clang clang clang clang
-	has_lib cmocka || add libcmocka-dev libcmocka-devel cmocka libcmocka-devel
 	[ "$manager" != apt-get ] || [ -n "$(find /usr/lib/llvm-*/lib/clang -name 'libclang_rt.fuzzer-*.a' 2>/dev/null)" ] ||
 		add libclang-rt-dev - - -
 }

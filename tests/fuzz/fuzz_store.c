@@ -548,15 +548,16 @@ void wfs_fuzz_store(const uint8_t *data, size_t size)
 	change_values(changes, n);
 	for (size_t i = 0; i < n; i++)
 		change_bytes(image, &changes[i]);
-	check_twice();
 	s = open_store(work_path, WFS_STORE_READ);
 	if (s) {
 		look_at_all(s);
 		wfs_store_close(s);
 	}
 	s = open_store(work_path, WFS_STORE_WRITE);
-	if (!s)
+	if (!s) {
+		check_twice();
 		return;
+	}
 	look_at_all(s);
 	wfs_store_each_report(s, pass_over, NULL, NULL);
 	change_some(s);

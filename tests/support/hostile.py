@@ -92,12 +92,14 @@ def copy_store(store, to):
 
 # ---- changes ----
 
+NONSENSE_PRAGMAS = ["PRAGMA ignore_check_constraints = ON", "PRAGMA writable_schema = ON", "PRAGMA journal_mode = DELETE"]
+
+
 def connect(store):
     """The database, with nothing in the way of nonsense."""
     db = sqlite3.connect(store / "weightfs.db", isolation_level=None)
-    db.execute("PRAGMA ignore_check_constraints = ON")
-    db.execute("PRAGMA writable_schema = ON")
-    db.execute("PRAGMA journal_mode = DELETE")
+    for pragma in NONSENSE_PRAGMAS:
+        db.execute(pragma)
     return db
 
 
