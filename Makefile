@@ -66,6 +66,12 @@ BASE_CFLAGS += -fPIE
 BASE_LDFLAGS += -pie -Wl,-z,relro,-z,now
 endif
 
+# Counted by several threads, in drivers that their users may be: the counters are written by whoever ends.
+ifdef COVERAGE
+BASE_CFLAGS += -O0 --coverage -fprofile-update=atomic
+BASE_LDFLAGS += --coverage
+endif
+
 ifdef DEVELOPER
 WARN += -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wold-style-definition -Wvla \
 	-Wpointer-arith -Wwrite-strings -Wundef -Wformat=2 -Wnull-dereference \
@@ -131,6 +137,12 @@ fuzz: ## each fuzz target for FUZZ_SECONDS, by clang and libFuzzer (FUZZ: which;
 	@$(MAKE) --no-print-directory BUILD=build/fuzz CC=clang SANITIZE=fuzzer-no-link,address,undefined \
 		fuzz-programs
 	@sh tests/fuzz/run.sh build/fuzz '$(or $(FUZZ),$(FUZZ_NAMES))' '$(FUZZ_SECONDS)'
+
+coverage: ## which lines and branches of lib/ and fs/ the tests run
+	@sh tools/setup.sh coverage
+	@find build/coverage -name '*.gcda' -delete 2>/dev/null || :
+	@$(MAKE) --no-print-directory BUILD=build/coverage COVERAGE=1 test-here || echo 'some tests failed: see above'
+	@sh tests/coverage.sh build/coverage
 
 FUZZ_SECONDS ?= 10
 FUZZ_BIN := $(FUZZ_NAMES:%=$(BUILD)/fuzz-%)
