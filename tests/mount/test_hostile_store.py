@@ -317,6 +317,18 @@ def replace_by_link(name):
     return apply
 
 
+def journal_names_a_file(store):
+    """A rollback journal whose super-journal is a file outside: SQLite removes that once it has played it back."""
+    name = os.fsencode(outside(store))
+    magic = bytes([0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7])
+    pages = (store / "weightfs.db").stat().st_size // 4096
+    head = magic + struct.pack(">IIIII", 0, 0, pages, 512, 4096)
+    lock_page = (1 << 30) // 4096 + 1
+    tail = struct.pack(">I", lock_page) + name + struct.pack(">II", len(name), sum(name)) + magic
+    (store / "weightfs.db-journal").write_bytes(head.ljust(512, b"\0") + tail)
+    (store / "weightfs.db-wal").unlink(missing_ok=True)
+
+
 def cut(name, size):
     return lambda store: os.truncate(store / name, size)
 
@@ -331,6 +343,7 @@ FILES = {
     "pack-is-huge": huge_pack,
     "directory-is-a-link": directory_is_a_link,
     "data-is-a-link": data_is_a_link,
+    "journal-names-a-file": journal_names_a_file,
     **{f"{name}-is-a-fifo": replace_by_fifo(name) for name in
        ["weightfs.db", "weightfs.db-wal", "weightfs.db-shm", "weightfs.db-journal", "lock", "weightfs.log", "reserve",
         "weightfs.log.1"]},
@@ -350,26 +363,25 @@ CHANGES = {**{name: (lambda statements: lambda store: run_sql(store, *statements
            **{name: change_listed(*what) for name, what in LISTS.items()},
            **FILES}
 
-# What has done harm before, or could easily: the short form.
-QUICK = ["dead-for-ever", "orphans-for-ever", "name-slash", "trigger-on-insert", "trigger-for-ever", "directory-is-a-link",
-         "pack-is-a-fifo", "long-circle", "length-9223372036854775807", "bytes-longer", "tensor-far-away",
-         "weightfs.db-is-a-fifo", "root-below-itself"]
+# What has done harm before: the short form.
+QUICK = ["dead-for-ever", "orphans-for-ever", "trigger-for-ever", "view-for-ever", "check-that-costs", "long-circle",
+         "entry-9223372036854775807", "pack-is-a-fifo", "weightfs.db-journal-is-a-fifo", "lock-is-a-fifo",
+         "directory-is-a-link", "journal-names-a-file", "name-slash", "sequence-1"]
 
 
 def check_outside(store, before):
-    path = store.parent / "outside.bin"
-    if before is not None:
-        assert path.read_bytes() == before, "a file outside of the store was changed"
+    assert outside_of(store) == before, "a file outside of the store was changed"
 
 
 def outside_of(store):
-    path = store.parent / "outside.bin"
-    return path.read_bytes() if path.exists() else None
+    """Each file beside the store that a change has put there."""
+    return {path: path.read_bytes() for path in store.parent.glob("outside*/**/*") if path.is_file()} | {
+        path: path.read_bytes() for path in store.parent.glob("outside.bin")}
 
 
-def refuse_or_serve(user, store):
+def refuse_or_serve(user, store, ways=WAYS):
     before = outside_of(store)
-    served = hostile.everything(user, store, options=WAYS)
+    served = hostile.everything(user, store, options=ways)
     check_outside(store, before)
     return served
 
@@ -379,7 +391,7 @@ def refuse_or_serve(user, store):
 def test_quick(user, store, name):
     """A change that would hang, crash or mislead a driver that believes what it reads."""
     CHANGES[name](store)
-    refuse_or_serve(user, store)
+    refuse_or_serve(user, store, WAYS[:1])
 
 
 @pytest.mark.long
