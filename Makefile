@@ -68,6 +68,7 @@ endif
 
 # Counted by several threads, in drivers that their users may be: the counters are written by whoever ends.
 ifdef COVERAGE
+BASE_CPPFLAGS += -DWFS_COVERAGE
 BASE_CFLAGS += -O0 --coverage -fprofile-update=atomic
 BASE_LDFLAGS += --coverage
 endif
