@@ -377,15 +377,12 @@ static int is_in_use(struct wfs_store *s, struct wfs_err *err)
 /* The lock itself: a regular file, whatever the store was made of. A descriptor or -errno. */
 static int open_lock(int dir_fd, int flags)
 {
-	WFS_AUTO_CLOSE int fd = openat(dir_fd, "lock", flags | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY, 0600);
+	int fd = openat(dir_fd, "lock", flags | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY, 0600);
 	struct stat st;
-	int ret = fd;
+	int ret = fd < 0 || fstat(fd, &st) != 0 ? -errno : S_ISREG(st.st_mode) ? fd : -EUCLEAN;
 
-	if (fd < 0 || fstat(fd, &st) != 0)
-		return -errno;
-	if (!S_ISREG(st.st_mode))
-		return -EUCLEAN;
-	fd = -1;
+	if (ret < 0 && fd >= 0)
+		close(fd);
 	return ret;
 }
 
