@@ -20,7 +20,10 @@ UNIT_SUPPORT := $(wildcard tests/unit/support.c)
 FAULT_SRC := $(wildcard tests/faults/*.c)
 VERDICT_SRC := $(wildcard tests/unit/*_cli.c)
 BENCH_SRC := $(wildcard tests/bench/*.c)
-ALL_SRC := $(LIB_SRC) $(PROG_SRC) $(SAMPLE_SRC) $(UNIT_SRC) $(UNIT_SUPPORT) $(FAULT_SRC) $(VERDICT_SRC) $(BENCH_SRC)
+FUZZ_SRC := $(wildcard tests/fuzz/fuzz_*.c)
+FUZZ_NAMES := $(patsubst tests/fuzz/fuzz_%.c,%,$(FUZZ_SRC))
+ALL_SRC := $(LIB_SRC) $(PROG_SRC) $(SAMPLE_SRC) $(UNIT_SRC) $(UNIT_SUPPORT) $(FAULT_SRC) $(VERDICT_SRC) $(BENCH_SRC) \
+	$(FUZZ_SRC)
 
 comma := ,
 obj = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
@@ -35,7 +38,7 @@ VENV := build/venv
 # ---- flags ----
 
 # The libraries are looked for once, and only by goals that compile here.
-NO_LIBS := run test test-long test-all mutations bench asan tsan check uninstall clean distclean help deps
+NO_LIBS := run test test-long test-all mutations bench asan tsan fuzz coverage check analyze uninstall clean distclean help deps
 NEED_LIBS := $(filter-out $(NO_LIBS),$(or $(MAKECMDGOALS),all))
 PKGS := fuse3 jansson libxxhash sqlite3
 PKG_CONFIG ?= pkg-config
@@ -70,6 +73,13 @@ BASE_CFLAGS += -fPIE $(HARDEN)
 BASE_LDFLAGS += -pie -Wl,-z,relro,-z,now
 endif
 
+# Counted by several threads, in drivers that their users may be: the counters are written by whoever ends.
+ifdef COVERAGE
+BASE_CPPFLAGS += -DWFS_COVERAGE
+BASE_CFLAGS += -O0 --coverage -fprofile-update=atomic
+BASE_LDFLAGS += --coverage
+endif
+
 ifdef DEVELOPER
 WARN += -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wold-style-definition -Wvla \
 	-Wpointer-arith -Wwrite-strings -Wundef -Wformat=2 -Wnull-dereference \
@@ -86,7 +96,7 @@ endif
 # ---- targets ----
 
 .DEFAULT_GOAL := all
-.PHONY: all run test test-long test-all test-here unit valgrind check mutations bench asan tsan install \
+.PHONY: all run test test-long test-all test-here unit valgrind check analyze coverage mutations bench asan tsan install \
 	uninstall clean distclean help deps FORCE
 .DELETE_ON_ERROR:
 
@@ -105,8 +115,10 @@ test-long: ## the tests that take minutes, which `test` leaves out
 	@sh tools/setup.sh test
 	@$(MAKE) --no-print-directory PYTEST_ARGS='--long -m long $(PYTEST_ARGS)' test-here
 
-test-all: ## check, test, test-long, asan and tsan, one after the other
+test-all: ## check, analyze, fuzz, test, test-long, asan and tsan, one after the other
 	@$(MAKE) --no-print-directory check
+	@$(MAKE) --no-print-directory analyze
+	@$(MAKE) --no-print-directory fuzz
 	@$(MAKE) --no-print-directory test
 	@$(MAKE) --no-print-directory test-long
 	@$(MAKE) --no-print-directory asan
@@ -127,6 +139,24 @@ asan: ## all tests on a build with address and undefined behaviour sanitizers
 tsan: ## all tests on a build with the thread sanitizer
 	@sh tools/setup.sh test
 	@$(MAKE) --no-print-directory BUILD=build/tsan SANITIZE=thread test-here
+
+fuzz: ## each fuzz target for FUZZ_SECONDS, by clang and libFuzzer (FUZZ: which; FUZZ_SECONDS=3600: a long run)
+	@sh tools/setup.sh fuzz
+	@$(MAKE) --no-print-directory BUILD=build/fuzz CC=clang SANITIZE=fuzzer-no-link,address,undefined \
+		fuzz-programs
+	@sh tests/fuzz/run.sh build/fuzz '$(or $(FUZZ),$(FUZZ_NAMES))' '$(FUZZ_SECONDS)'
+
+coverage: ## which lines and branches of lib/ and fs/ the tests run
+	@sh tools/setup.sh coverage
+	@find build/coverage -name '*.gcda' -delete 2>/dev/null || :
+	@$(MAKE) --no-print-directory BUILD=build/coverage COVERAGE=1 test-here || echo 'some tests failed: see above'
+	@sh tests/coverage.sh build/coverage
+
+FUZZ_SECONDS ?= 10
+FUZZ_BIN := $(FUZZ_NAMES:%=$(BUILD)/fuzz-%)
+
+.PHONY: fuzz fuzz-programs
+fuzz-programs: $(FUZZ_BIN)
 
 # The tests of this build, without any setting up. PYTEST_ARGS goes to pytest.
 test-here: all unit-programs bench-programs
@@ -153,6 +183,10 @@ check: ## layers, file lengths, static analysis
 	@sh tests/check_layers.sh
 	@sh tests/check_lengths.sh
 	@sh tests/check_static.sh
+
+analyze: ## static analysis that takes minutes: clang-tidy and gcc -fanalyzer
+	@sh tools/setup.sh analysis
+	@BUILD='$(BUILD)' sh tests/check_analysis.sh
 
 deps: ## install what weightfs is built and tested with
 	@sh tools/setup.sh test
@@ -188,7 +222,7 @@ uninstall: ## remove what install has put there
 
 clean: ## remove what was built (the Python environment stays)
 	@sh tools/demo.sh stop
-	rm -rf build/demo build/asan build/tsan build/cppcheck $(addprefix $(BUILD)/,obj gen tests flags sources \
+	rm -rf build/demo build/asan build/tsan build/fuzz build/coverage build/cppcheck $(addprefix $(BUILD)/,obj gen tests flags sources \
 		weightfs libweightfs.a sample-model bench-worker bench-probe bench-store)
 
 distclean: clean ## remove build/ altogether
@@ -236,8 +270,17 @@ $(BUILD)/weightfs: $(call obj,$(PROG_SRC)) $(LIB)
 $(BUILD)/sample-model: $(call obj,$(SAMPLE_SRC)) $(LIB)
 	$(call say,LD,$@)$(LINK) -o $@ $^ $(PKG_LIBS)
 
+$(BUILD)/tests/test_fuzz: $(call obj,$(FUZZ_SRC))
+
+$(BUILD)/obj/tests/fuzz/libfuzzer-%.o: tests/fuzz/libfuzzer.c $(BUILD)/flags
+	$(call say,CC,$@)mkdir -p $(@D) && $(COMPILE) -DWFS_FUZZ_TARGET=wfs_fuzz_$* -MMD -MP -c -o $@ $<
+
+$(FUZZ_BIN): $(BUILD)/fuzz-%: $(BUILD)/obj/tests/fuzz/libfuzzer-%.o $(BUILD)/obj/tests/fuzz/fuzz_%.o \
+		$(call obj,$(UNIT_SUPPORT)) $(LIB)
+	$(call say,LD,$@)$(LINK) -fsanitize=fuzzer -o $@ $^ $(PKG_LIBS)
+
 $(filter-out %/test_faults,$(UNIT_BIN)): $(BUILD)/tests/%: $(BUILD)/obj/tests/unit/%.o $(call obj,$(UNIT_SUPPORT)) $(LIB)
-	$(call say,LD,$@)mkdir -p $(@D) && $(LINK) -o $@ $^ -lcmocka $(PKG_LIBS)
+	$(call say,LD,$@)mkdir -p $(@D) && $(LINK) -o $@ $(filter %.o,$^) $(LIB) -lcmocka $(PKG_LIBS)
 
 # Allocations of lib/ are caught by the linker, system calls by standing before the C library.
 $(BUILD)/tests/test_faults: $(call obj,$(FAULT_SRC) $(UNIT_SUPPORT)) $(LIB)

@@ -19,10 +19,18 @@ void wfs_log_init(struct wfs_log *log)
 	log->size = 0;
 }
 
+/* In a store that others made, a fifo of that name would never be read from. -1 and errno. */
 static int open_log(int dir_fd)
 {
-	return openat(dir_fd, LOG_NAME, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW,
-		0600);
+	int fd = openat(dir_fd, LOG_NAME,
+		O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY, 0600);
+	struct stat st;
+
+	if (fd < 0 || (fstat(fd, &st) == 0 && S_ISREG(st.st_mode)))
+		return fd;
+	close(fd);
+	errno = EUCLEAN;
+	return -1;
 }
 
 int wfs_log_to_file(struct wfs_log *log, const char *dir)

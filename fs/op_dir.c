@@ -87,6 +87,8 @@ static int put_entry(void *ctx, const struct wfs_dirent *entry)
 	struct fuse_entry_param e = { .attr = { .st_ino = entry->ino, .st_mode = entry->mode } };
 
 	f->seen++;
+	if (entry->id <= f->last || entry->id >= OFFSET_VIEWS - OFFSET_BASE)
+		return -EUCLEAN; /* a listing that would not come to its end */
 	if (f->plus) {
 		/* Counted before the kernel can know of it; given back if it does not fit. */
 		int err = wfs_inodes_lookup(&d->inodes, entry->ino);

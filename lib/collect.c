@@ -177,10 +177,14 @@ static int find_gaps(struct wfs_store *s, uint64_t id, const struct stat *st, st
 	for (more = wfs_db_first(&s->db, WFS_Q_OBJECTS_OF_FILE, &row, "i", id); more > 0;
 		more = wfs_db_next(&s->db, row)) {
 		uint64_t offset = (uint64_t)sqlite3_column_int64(row, 2);
+		uint64_t behind = 0;
 
-		if (!err && offset > end)
+		if (wfs_add_overflows(offset, (uint64_t)sqlite3_column_int64(row, 3), &behind) ||
+			behind > INT64_MAX)
+			err = -EUCLEAN;
+		else if (!err && offset > end)
 			err = add_gap(gaps, end, offset, block);
-		end = WFS_MAX(end, offset + (uint64_t)sqlite3_column_int64(row, 3));
+		end = err ? end : WFS_MAX(end, behind);
 	}
 	if (!err && more == 0)
 		err = add_gap(gaps, end, size, block);

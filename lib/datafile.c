@@ -116,10 +116,22 @@ static int make_directory(struct wfs_datafiles *t, uint64_t id)
 	return ret;
 }
 
+/* A store that was made by others may have anything under the name of a data file. */
+static int stat_regular(struct wfs_datafiles *t, const char *path, struct stat *ret)
+{
+	if (fstatat(t->data_fd, path, ret, AT_SYMLINK_NOFOLLOW) != 0)
+		return -errno;
+	return S_ISREG(ret->st_mode) ? 0 : -EUCLEAN;
+}
+
 static int create_at(struct wfs_datafiles *t, const char *path)
 {
-	int fd = openat(t->data_fd, path, O_RDWR | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600);
+	struct stat st;
+	int fd;
 
+	if (stat_regular(t, path, &st) == -EUCLEAN)
+		return -EUCLEAN;
+	fd = openat(t->data_fd, path, O_RDWR | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600);
 	return fd < 0 ? -errno : fd;
 }
 
@@ -177,12 +189,15 @@ int wfs_datafile_remove(struct wfs_datafiles *t, uint64_t id)
 	return errno == EPERM ? remove_closed_off(t, path) : -errno;
 }
 
-int wfs_datafile_stat(struct wfs_datafiles *t, uint64_t id, struct stat *ret)
+int wfs_datafile_stat(struct wfs_datafiles *t, uint64_t id, struct stat *ret_stat)
 {
 	char path[WFS_DATAFILE_PATH_SIZE];
 
+	int ret;
+
 	relative_path(id, path);
-	return fstatat(t->data_fd, path, ret, AT_SYMLINK_NOFOLLOW) != 0 ? -errno : 0;
+	ret = stat_regular(t, path, ret_stat);
+	return ret == -EUCLEAN ? -ENOENT : ret; /* not the file that is meant */
 }
 
 int wfs_datafile_utimens(struct wfs_datafiles *t, uint64_t id, const struct timespec times[2])
@@ -265,9 +280,13 @@ unsigned wfs_datafile_count_refs(struct wfs_datafiles *t, struct wfs_datafile *d
 static int open_as(struct wfs_datafiles *t, uint64_t id, int mode)
 {
 	char path[WFS_DATAFILE_PATH_SIZE];
+	struct stat st;
 	int fd;
 
 	relative_path(id, path);
+	fd = stat_regular(t, path, &st);
+	if (fd)
+		return fd;
 	do
 		fd = openat(t->data_fd, path, mode | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
 	while (fd < 0 && errno == EWOULDBLOCK); /* a lease of our own, for a moment */

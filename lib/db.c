@@ -10,6 +10,7 @@
 
 #include "lib/crash.h"
 #include "lib/db_priv.h"
+#include "lib/db_trust.h"
 #include "lib/db_uri.h"
 #include "lib/wal_file.h"
 
@@ -512,6 +513,8 @@ static int open_handle(struct wfs_db *db, bool create)
 	/* SQLite opens to read what it cannot open to write. */
 	if (code == SQLITE_OK && !db->read_only && sqlite3_db_readonly(db->handle, "main") == 1)
 		code = SQLITE_CANTOPEN;
+	if (code == SQLITE_OK)
+		code = wfs_db_trust_nothing(db->handle);
 	if (code != SQLITE_OK || !db->read_only)
 		return code;
 	code = sqlite3_exec(db->handle, "SELECT 1 FROM sqlite_schema", NULL, NULL, NULL);
@@ -524,7 +527,8 @@ static int open_handle(struct wfs_db *db, bool create)
 	uri = wfs_db_immutable_uri(db->path);
 	if (!uri)
 		return SQLITE_NOMEM;
-	return sqlite3_open_v2(uri, &db->handle, flags | SQLITE_OPEN_URI, NULL);
+	code = sqlite3_open_v2(uri, &db->handle, flags | SQLITE_OPEN_URI, NULL);
+	return code == SQLITE_OK ? wfs_db_trust_nothing(db->handle) : code;
 }
 
 /* Has it no table? Of a process that died as it made the store, SQLite undoes what there is. */
@@ -572,8 +576,12 @@ static int check_version(struct wfs_db *db, struct wfs_err *err)
 			"%s is an SQLite database, but not of weightfs", db->path);
 	if (version < 1 || version > UINT32_MAX)
 		version = 0;
-	if (version == WFS_DB_VERSION)
-		return 0;
+	if (version <= WFS_DB_VERSION) {
+		int ret = wfs_db_trust_schema(db->handle, wfs_schema_sql, err);
+
+		if (ret || version == WFS_DB_VERSION)
+			return ret;
+	}
 	if (db->read_only || version > WFS_DB_VERSION)
 		return wfs_db_migrate(db->handle, (unsigned)version, WFS_DB_VERSION, NULL, 0, err);
 	return wfs_db_migrate(db->handle, (unsigned)version, WFS_DB_VERSION, migrations,
@@ -592,13 +600,9 @@ static int count_pages(void *ctx, sqlite3 *handle, const char *name, int pages)
 
 static int set_pragmas(struct wfs_db *db)
 {
-	/* Pages are read from disks that others may have written to: no trust. */
-	int code = sqlite3_exec(db->handle,
-		"PRAGMA trusted_schema = OFF; PRAGMA cell_size_check = ON;"
-		"PRAGMA temp_store = MEMORY; PRAGMA cache_size = -16384;",
+	int code = sqlite3_exec(db->handle, "PRAGMA temp_store = MEMORY; PRAGMA cache_size = -16384",
 		NULL, NULL, NULL);
 
-	sqlite3_db_config(db->handle, SQLITE_DBCONFIG_DEFENSIVE, 1, NULL);
 	sqlite3_busy_timeout(db->handle, WFS_DB_BUSY_MS);
 	if (code != SQLITE_OK || db->read_only)
 		return code;
@@ -673,7 +677,10 @@ static int settle_log(struct wfs_db *db, struct wfs_err *err)
 static int open_all(struct wfs_db *db, bool create, struct wfs_err *err)
 {
 	bool empty = false;
-	int code, ret = settle_log(db, err);
+	int code, ret = wfs_db_trust_files(db->path, err);
+
+	if (!ret)
+		ret = settle_log(db, err);
 
 	if (ret)
 		return ret;

@@ -36,7 +36,7 @@ static void format(char *buf, size_t size, const char *fmt, va_list ap)
 	}
 }
 
-int wfs_err_set(struct wfs_err *err, int ret, const char *reason, uint64_t offset,
+int (wfs_err_set)(struct wfs_err *err, int ret, const char *reason, uint64_t offset,
 	const char *fmt, ...)
 {
 	va_list ap;
@@ -52,7 +52,7 @@ int wfs_err_set(struct wfs_err *err, int ret, const char *reason, uint64_t offse
 	return ret;
 }
 
-int wfs_err_errno(struct wfs_err *err, int ret, const char *fmt, ...)
+int (wfs_err_errno)(struct wfs_err *err, int ret, const char *fmt, ...)
 {
 	char what[160];
 	va_list ap;

@@ -7,6 +7,7 @@
 #include <sys/file.h>
 #include <sys/stat.h>
 
+#include "lib/db_trust.h"
 #include "lib/db_uri.h"
 #include "lib/fsck_check.h"
 
@@ -105,6 +106,18 @@ static int open_failed(struct wfs_fsck_run *run, int code)
 		"%s/weightfs.db is too damaged to be checked: %s", run->path, why);
 }
 
+/* SQLite opens what lies beside the database, too. */
+static int check_files(struct wfs_fsck_run *run)
+{
+	WFS_AUTO_FREE char *path = NULL;
+
+	if (asprintf(&path, "%s/weightfs.db", run->path) < 0) {
+		path = NULL;
+		return -ENOMEM;
+	}
+	return wfs_db_trust_files(path, run->err);
+}
+
 static int open_directories(struct wfs_fsck_run *run)
 {
 	struct stat st;
@@ -126,7 +139,7 @@ static int open_directories(struct wfs_fsck_run *run)
 			"%s is not a store: it has no file weightfs.db", run->path);
 	run->data_fd = openat(run->store_fd, "data",
 		O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-	return 0;
+	return check_files(run);
 }
 
 /* The first column of the first row; *ret stays where there is none. */

@@ -233,7 +233,7 @@ static size_t unescape_one(const char *p, char *out, size_t *out_len)
 	}
 	c = 0x10000 + ((c - 0xd800) << 10) + (hex4(p + 2 + BYTES_PER_ESCAPE) - 0xdc00);
 	*out_len += put_utf8(out + *out_len, c);
-	return 2 * BYTES_PER_ESCAPE;
+	return (size_t)2 * BYTES_PER_ESCAPE;
 }
 
 size_t wfs_json_unescape(const struct wfs_json_string *s, char *out)

@@ -204,19 +204,24 @@ static int drop_tail(struct wfs_db *db, uint64_t id, const uint64_t *ids, size_t
 	return ret ? ret : wfs_db_run(db, WFS_Q_MANIFEST_CUT, "ii", id, first);
 }
 
-/* Its row goes, and with it its claim to a whole copy. */
+/*
+ * Its row goes, and with it its claim to a whole copy. That it is dead an index said; where the row
+ * is not there, or says otherwise, the index would say so for ever.
+ */
 static int delete_row(struct wfs_db *db, uint64_t id)
 {
-	uint64_t whole = 0;
+	uint64_t whole, refs;
 	sqlite3_stmt *row;
 	int ret = wfs_db_first(db, WFS_Q_MANIFEST_GET, &row, "i", id);
 
-	if (ret > 0) {
-		whole = (uint64_t)sqlite3_column_int64(row, 3);
-		wfs_db_done(row);
-	}
-	if (ret >= 0)
-		ret = wfs_db_run(db, WFS_Q_MANIFEST_DELETE, "i", id);
+	if (ret <= 0)
+		return ret ? ret : -EUCLEAN;
+	refs = (uint64_t)sqlite3_column_int64(row, 0);
+	whole = (uint64_t)sqlite3_column_int64(row, 3);
+	wfs_db_done(row);
+	if (refs != 0)
+		return -EUCLEAN;
+	ret = wfs_db_run(db, WFS_Q_MANIFEST_DELETE, "i", id);
 	return ret == 0 && whole ? wfs_object_died_in(db, whole) : ret;
 }
 

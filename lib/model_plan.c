@@ -31,11 +31,12 @@ static int compare_rows(const void *a, const void *b)
 	return wfs_compare_bytes(x->name, x->name_len, y->name, y->name_len);
 }
 
-/* From the shards as they are. `ids`: the objects of its shard. */
+/* From the shards as they are. `ids`: the n objects of its shard, fewer than its tensors in a damaged store. */
 static int part_of_model(
-	struct wfs_settling *t, size_t i, const uint64_t *ids, struct wfs_settle_part *ret)
+	struct wfs_settling *t, size_t i, const uint64_t *ids, size_t n, struct wfs_settle_part *ret)
 {
 	const struct wfs_safetensors_tensor *tensor = wfs_model_tensor(t->m, i);
+	uint64_t place = wfs_model_place(t->m, i);
 
 	*ret = (struct wfs_settle_part){.name = wfs_copy_bytes(tensor->name, tensor->name_len),
 		.name_len = tensor->name_len,
@@ -46,8 +47,10 @@ static int part_of_model(
 		.old = t->m->tensors[i].shard};
 	if (!ret->name)
 		return -ENOMEM;
+	if (ret->length && place >= n)
+		return -EUCLEAN;
 	if (ret->length)
-		ret->object = ids[wfs_model_place(t->m, i)];
+		ret->object = ids[place];
 	return wfs_model_shape(t->m, i, &ret->shape);
 }
 
@@ -164,6 +167,7 @@ static int merge(struct wfs_settling *t, struct wfs_settle_row **by_name, size_t
 {
 	uint64_t *ids = NULL;
 	uint32_t shard = UINT32_MAX;
+	size_t n = 0;
 	int err = 0;
 
 	for (size_t i = 0; i < t->m->n && !err; i++) {
@@ -171,7 +175,6 @@ static int merge(struct wfs_settling *t, struct wfs_settle_row **by_name, size_t
 		struct wfs_settle_row *r =
 			find_row(by_name, n_rows, tensor->name, tensor->name_len);
 		struct wfs_settle_part part = {.name = NULL};
-		size_t n;
 
 		if (t->m->tensors[i].shard != shard) {
 			shard = t->m->tensors[i].shard;
@@ -192,7 +195,7 @@ static int merge(struct wfs_settling *t, struct wfs_settle_row **by_name, size_t
 			part.shard = shard;
 		}
 		if (!err && (!r || r->waits || r->bad))
-			err = part_of_model(t, i, ids, &part);
+			err = part_of_model(t, i, ids, n, &part);
 		err = add_part(t, err, &part);
 	}
 	free(ids);

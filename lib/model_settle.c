@@ -246,10 +246,14 @@ static int next_variant(struct wfs_store *s, uint64_t dir, const char *after, ch
 	found = wfs_db_first(&s->db, WFS_Q_TENSOR_VARIANT_NEXT, &row, "ib", dir, after ? after : "",
 		after ? strlen(after) : 0);
 	if (found > 0) {
-		*ret = wfs_copy_bytes(
-			sqlite3_column_blob(row, 0), (size_t)sqlite3_column_bytes(row, 0));
+		size_t len = (size_t)sqlite3_column_bytes(row, 0);
+
+		*ret = wfs_copy_bytes(sqlite3_column_blob(row, 0), len);
 		wfs_db_done(row);
 		found = *ret ? 1 : -ENOMEM;
+		/* With a NUL in it, it would be found behind itself again. */
+		if (*ret && (strlen(*ret) != len || (after && strcmp(*ret, after) <= 0)))
+			found = -EUCLEAN;
 	}
 	return wfs_db_end(&s->db, found);
 }
@@ -289,14 +293,17 @@ int wfs_model_settle(struct wfs_store *s, uint64_t dir, struct wfs_gone *gone, s
 
 int wfs_model_settle_all(struct wfs_store *s, struct wfs_gone *gone)
 {
-	uint64_t dir = 0;
+	uint64_t dir = 0, before;
 	int ret = 0, found = 1;
 
 	while (found > 0 && atomic_load(&s->pending_tensors) > 0) {
+		before = dir;
 		found = wfs_db_begin_read(&s->db);
 		if (!found)
 			found = wfs_db_end(
 				&s->db, wfs_db_number(&s->db, WFS_Q_TENSOR_DIR, &dir, "i", dir));
+		if (found > 0 && dir <= before)
+			found = -EUCLEAN;
 		if (found > 0) {
 			int err = wfs_model_settle(s, dir, gone, NULL);
 

@@ -195,30 +195,66 @@ static int name_of(struct wfs_store *s, uint64_t ino, uint64_t *ret_parent, char
 	return found;
 }
 
-static int prepend(char **path, const char *name)
-{
-	char *longer;
+/* A path that is put together from its end. */
+struct tail {
+	char *buf;
+	size_t room, used; /* the last `used` bytes of buf */
+};
 
-	if (asprintf(&longer, "/%s%s", name, *path) < 0)
-		return -ENOMEM;
-	free(*path);
-	*path = longer;
+static int prepend(struct tail *t, const char *name)
+{
+	size_t len = strlen(name) + 1;
+	char *at;
+
+	if (t->room - t->used < len) {
+		size_t room = 2 * t->room + len;
+		char *grown = malloc(room);
+
+		if (!grown)
+			return -ENOMEM;
+		memcpy(grown + room - t->used, t->buf + t->room - t->used, t->used);
+		free(t->buf);
+		t->buf = grown;
+		t->room = room;
+	}
+	t->used += len;
+	at = t->buf + t->room - t->used;
+	at[0] = '/';
+	memcpy(at + 1, name, len - 1);
 	return 0;
 }
 
-/* Deeper than any path that a system call takes: names in a circle. */
+/* Deeper than any path that a system call takes. */
 #define MAX_DEPTH 100000
 
-static int path_locked(struct wfs_store *s, uint64_t ino, char **path)
+/* Has `ino` been seen before? By Brent: compared with one before it, chosen ever more rarely. */
+struct circle {
+	uint64_t seen;
+	unsigned steps, limit;
+};
+
+static bool goes_round(struct circle *c, uint64_t ino)
 {
+	if (ino == c->seen)
+		return true;
+	if (++c->steps >= c->limit)
+		*c = (struct circle){ ino, 0, 2 * c->limit };
+	return false;
+}
+
+/* Empty where the names do not lead to the root. */
+static int path_locked(struct wfs_store *s, uint64_t ino, struct tail *path)
+{
+	struct circle circle = { ino, 0, 1 };
+
 	for (unsigned depth = 0; ino != WFS_ROOT_INO; depth++) {
 		WFS_AUTO_FREE char *name = NULL;
 		int found = name_of(s, ino, &ino, &name);
 
 		if (found < 0)
 			return found;
-		if (found == 0 || depth > MAX_DEPTH) {
-			(*path)[0] = '\0';
+		if (found == 0 || depth > MAX_DEPTH || goes_round(&circle, ino)) {
+			path->used = 1;
 			return 0;
 		}
 		found = prepend(path, name);
@@ -231,16 +267,16 @@ static int path_locked(struct wfs_store *s, uint64_t ino, char **path)
 /* In what was begun with `err`; ends it. */
 static int find_path(struct wfs_store *s, uint64_t ino, int err, char **ret)
 {
-	char *path;
+	struct tail path = { err ? NULL : calloc(1, 256), 256, 1 };
 
 	if (err)
 		return err;
-	path = strdup("");
-	err = wfs_db_end(&s->db, path ? path_locked(s, ino, &path) : -ENOMEM);
-	if (err)
-		free(path);
-	else
-		*ret = path;
+	err = wfs_db_end(&s->db, path.buf ? path_locked(s, ino, &path) : -ENOMEM);
+	if (!err)
+		*ret = strdup(path.buf + path.room - path.used);
+	if (!err && !*ret)
+		err = -ENOMEM;
+	free(path.buf);
 	return err;
 }
 

@@ -166,7 +166,7 @@ bool wfs_shard_name_parse(const char *name, struct wfs_shard_name *ret)
 
 static void stem(char ret[2 * WFS_SHARD_NAME_SIZE], const char *base, const char *variant)
 {
-	snprintf(ret, 2 * WFS_SHARD_NAME_SIZE, "%s%s%s", base, variant ? "." : "", variant ? variant : "");
+	snprintf(ret, (size_t)2 * WFS_SHARD_NAME_SIZE, "%s%s%s", base, variant ? "." : "", variant ? variant : "");
 }
 
 bool wfs_shard_name_is_of(const struct wfs_shard_name *name, const char *base, const char *variant)

@@ -349,12 +349,24 @@ static int is_in_use(struct wfs_store *s, struct wfs_err *err)
 		read_pid(s->lock_fd));
 }
 
+/* The lock itself: a regular file, whatever the store was made of. A descriptor or -errno. */
+static int open_lock(int dir_fd, int flags)
+{
+	int fd = openat(dir_fd, "lock", flags | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY, 0600);
+	struct stat st;
+	int ret = fd < 0 || fstat(fd, &st) != 0 ? -errno : S_ISREG(st.st_mode) ? fd : -EUCLEAN;
+
+	if (ret < 0 && fd >= 0)
+		close(fd);
+	return ret;
+}
+
 /* With others that only look, too. A store that never had a writer since it was copied has no lock. */
 static int hold_lock(struct wfs_store *s, struct wfs_err *err)
 {
-	s->lock_fd = openat(s->dir_fd, "lock", O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+	s->lock_fd = open_lock(s->dir_fd, O_RDONLY);
 	if (s->lock_fd < 0)
-		return errno == ENOENT ? 0 : wfs_err_errno(err, -errno, "%s/lock", s->path);
+		return s->lock_fd == -ENOENT ? 0 : wfs_err_errno(err, s->lock_fd, "%s/lock", s->path);
 	return lock_patiently(s, LOCK_SH) == 0 ? 0 : is_in_use(s, err);
 }
 
@@ -363,12 +375,12 @@ static int take_lock(struct wfs_store *s, struct wfs_err *err)
 	char text[32];
 	int len;
 
-	s->lock_fd = openat(s->dir_fd, "lock", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-	if (s->lock_fd < 0 && errno == EROFS)
+	s->lock_fd = open_lock(s->dir_fd, O_RDWR | O_CREAT);
+	if (s->lock_fd == -EROFS)
 		return wfs_err_set(err, -EROFS, "read-only", WFS_NO_OFFSET,
 			"%s lies on a read-only file system; mount it with -o ro", s->path);
 	if (s->lock_fd < 0)
-		return wfs_err_errno(err, -errno, "%s/lock", s->path);
+		return wfs_err_errno(err, s->lock_fd, "%s/lock", s->path);
 	if (lock_patiently(s, LOCK_EX) != 0)
 		return is_in_use(s, err);
 	len = snprintf(text, sizeof(text), "%d\n", (int)getpid());
@@ -379,13 +391,9 @@ static int take_lock(struct wfs_store *s, struct wfs_err *err)
 
 static int open_lock_of(const char *path)
 {
-	WFS_AUTO_FREE char *name = NULL;
+	WFS_AUTO_CLOSE int dir_fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 
-	if (asprintf(&name, "%s/lock", path) < 0) {
-		name = NULL;
-		return -1;
-	}
-	return open(name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+	return dir_fd < 0 ? -1 : open_lock(dir_fd, O_RDONLY);
 }
 
 bool wfs_store_is_ending(const char *path)

@@ -26,6 +26,7 @@ int wfs_whole_move(struct wfs_db *db, uint64_t from, uint64_t to)
 
 int wfs_whole_next(struct wfs_db *db, uint64_t *after, uint64_t *ret_manifest)
 {
+	uint64_t before = *after;
 	sqlite3_stmt *row;
 	int found = wfs_db_first(db, WFS_Q_WHOLE_NEXT, &row, "i", *after);
 
@@ -34,7 +35,7 @@ int wfs_whole_next(struct wfs_db *db, uint64_t *after, uint64_t *ret_manifest)
 	*ret_manifest = (uint64_t)sqlite3_column_int64(row, 0);
 	*after = (uint64_t)sqlite3_column_int64(row, 1);
 	wfs_db_done(row);
-	return 1;
+	return *after > before ? 1 : -EUCLEAN; /* else this would have no end */
 }
 
 /* ---- settling ---- */

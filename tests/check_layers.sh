@@ -3,7 +3,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-find lib fs tools tests/unit tests/faults tests/bench -name '*.[ch]' | sort | {
+find lib fs tools tests/unit tests/faults tests/fuzz tests/bench -name '*.[ch]' | sort | {
 	files=$(cat)
 	# shellcheck disable=SC2086
 	awk '

@@ -98,7 +98,8 @@ run_pytest()
 USER_NAME=weightfs-test
 USER_TESTS='tests/posix tests/programs tests/mount/test_gate.py
 	tests/mount/test_bytes.py tests/mount/test_random.py tests/mount/test_model_based.py tests/mount/test_bad_cases.py
-	tests/mount/test_passthrough.py tests/mount/test_backup.py tests/mount/test_repack.py tests/mount/test_view_commands.py
+	tests/mount/test_passthrough.py tests/mount/test_backup.py tests/mount/test_hostile_user.py tests/mount/test_repack.py
+	tests/mount/test_view_commands.py
 	tests/loaders/test_save_load.py tests/loaders/test_trainer.py'
 # What is the same for every user is left to the long run.
 USER_TESTS_LONG='tests/loaders tests/programs tests/crash tests/mount/test_tensor_writes.py

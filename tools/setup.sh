@@ -115,6 +115,26 @@ want_test()
 	has mkfs.btrfs || add btrfs-progs btrfs-progs btrfs-progs btrfsprogs
 }
 
+# A compiler with libFuzzer.
+want_fuzz()
+{
+	has clang || add clang clang clang clang
+	[ "$manager" != apt-get ] || [ -n "$(find /usr/lib/llvm-*/lib/clang -name 'libclang_rt.fuzzer-*.a' 2>/dev/null)" ] ||
+		add libclang-rt-dev - - -
+}
+
+# What counts the lines that were run, and what looks at them without running them.
+want_coverage()
+{
+	has gcovr || add gcovr gcovr gcovr python3-gcovr
+}
+
+want_analysis()
+{
+	has cppcheck || add cppcheck cppcheck cppcheck cppcheck
+	has clang-tidy || add clang-tidy clang-tools-extra clang clang-tools
+}
+
 # What weightfs is compared with.
 want_bench()
 {
@@ -271,6 +291,26 @@ test)
 	get_old_safetensors
 	get_node_packages
 	;;
+fuzz)
+	want_build
+	want_fuzz
+	get_packages
+	;;
+coverage)
+	want_build
+	want_test
+	want_coverage
+	get_packages
+	open_fuse_device
+	make_venv
+	get_old_safetensors
+	get_node_packages
+	;;
+analysis)
+	want_build
+	want_analysis
+	get_packages
+	;;
 bench)
 	want_build
 	want_test
@@ -280,7 +320,7 @@ bench)
 	make_venv
 	;;
 *)
-	echo 'usage: setup.sh build | test | bench' >&2
+	echo 'usage: setup.sh build | test | bench | fuzz | coverage | analysis' >&2
 	exit 2
 	;;
 esac

@@ -6,6 +6,8 @@ safetensors.deserialize accepts. Environment:
     WEIGHTFS_VERDICT      the built helper; else build/tests/verdict_cli
     WEIGHTFS_DIFF_COUNT   random files of each kind (default 3000)
     WEIGHTFS_DIFF_SEED    seed of the random files (default 1)
+    WEIGHTFS_DIFF_SEEDS   seeds of the long form, comma-separated (default 2)
+    WEIGHTFS_DIFF_LONG    files of each of its four kinds for each seed (default 25000: 100,000 headers)
 """
 
 import os
@@ -24,6 +26,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 CORPUS = ROOT / "tests/corpus"
 COUNT = int(os.environ.get("WEIGHTFS_DIFF_COUNT", "3000"))
 SEED = os.environ.get("WEIGHTFS_DIFF_SEED", "1")
+SEEDS = os.environ.get("WEIGHTFS_DIFF_SEEDS", "2").split(",")
+LONG_COUNT = int(os.environ.get("WEIGHTFS_DIFF_LONG", "25000"))
 BATCH = 1000
 
 
@@ -90,9 +94,9 @@ def compare(verdicts, files):
     return answers
 
 
-def random_files(kind, make):
-    rng = random.Random(f"{kind} {SEED}")
-    return (make(rng) for _ in range(COUNT))
+def random_files(kind, make, seed=SEED, count=COUNT):
+    rng = random.Random(f"{kind} {seed}")
+    return (make(rng) for _ in range(count))
 
 
 def batches(items):
@@ -167,3 +171,15 @@ def test_builder_writes_what_safetensors_writes(verdicts):
     for batch in batches(random_files("written", header_cases.written_file)):
         for answer, data in zip(compare(verdicts, batch), batch):
             assert answer[0] == "valid" and answer[3:] == ["0", "same"], (answer, shown(data))
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("kind", ["random_value_file", "random_file", "mutated_file", "written_file"])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_many(verdicts, seed, kind):
+    """100,000 headers and no other verdict."""
+    asked = 0
+    for batch in batches(random_files(kind, getattr(header_cases, kind), seed, LONG_COUNT)):
+        asked += len(compare(verdicts, batch))
+    assert asked == LONG_COUNT
