@@ -548,9 +548,11 @@ static int create_schema(struct wfs_db *db)
 	int code = wfs_db_pragma(db->handle, "PRAGMA page_count", &pages);
 
 	/* Before the first table: pages can then be given back one by one. */
+	sqlite3_limit(db->handle, SQLITE_LIMIT_ATTACHED, 1); /* VACUUM needs one */
 	if (code == SQLITE_OK)
 		code = sqlite3_exec(db->handle, pages ? "PRAGMA auto_vacuum = INCREMENTAL; VACUUM"
 			: "PRAGMA auto_vacuum = INCREMENTAL", NULL, NULL, NULL);
+	sqlite3_limit(db->handle, SQLITE_LIMIT_ATTACHED, 0);
 	if (code == SQLITE_OK)
 		code = sqlite3_exec(db->handle, "BEGIN EXCLUSIVE", NULL, NULL, NULL);
 	if (code == SQLITE_OK)

@@ -139,8 +139,7 @@ int wfs_flush_later(struct wfs_store *s, uint64_t ino)
 	return ret;
 }
 
-/* One that fails is reported by name; what others wait for does not hang on it. */
-static int flush_or_report(struct wfs_store *s, uint64_t ino)
+int wfs_flush_or_report(struct wfs_store *s, uint64_t ino)
 {
 	struct wfs_attr a;
 	int ret = wfs_flush_inode(s, ino);
@@ -162,7 +161,7 @@ int wfs_flush_all(struct wfs_store *s)
 		ino = s->n_flush ? s->flush[--s->n_flush] : 0;
 		pthread_mutex_unlock(&s->flush_lock);
 		if (ino)
-			ret = flush_or_report(s, ino);
+			ret = wfs_flush_or_report(s, ino);
 		if (ret)
 			wfs_flush_later(s, ino);
 	} while (ino && ret == 0);

@@ -24,6 +24,8 @@
  */
 int wfs_flush_file(struct wfs_file *f, bool *ret_first);
 int wfs_flush_inode(struct wfs_store *s, uint64_t ino); /* of any kind; one that is gone is flushed */
+/* The same; one whose flush fails is reported by name (docs/decisions/0020), and what others wait for does not hang on it. */
+int wfs_flush_or_report(struct wfs_store *s, uint64_t ino);
 
 /*
  * To be called before wfs_name_rename with the same arguments: where a file takes the place of

@@ -655,6 +655,9 @@ int wfs_fix_manifests(struct wfs_fix *fix)
 	"i.size <> m.size AND i.verdict <> 5 AND m.refs < (SELECT count(*) FROM inode j"             \
 	" WHERE j.manifest = m.id)"
 
+/* A dirty file whose flush has failed (docs/decisions/0020): whatever the gate says of it. */
+#define SYNC_FAILED "(reason = 'sync-failed' AND data_file IS NOT NULL)"
+
 static const struct wfs_fix_step inode_steps[] = {
 	{ "inode-content", WFS_FSCK_ALWAYS,
 		"SELECT i.ino, i.manifest FROM inode i WHERE i.manifest IS NOT NULL"
@@ -694,15 +697,15 @@ static const struct wfs_fix_step inode_steps[] = {
 		" WHERE manifest IS NOT NULL" },
 	{ "verdict", WFS_FSCK_ALWAYS,
 		"SELECT ino, verdict, reason FROM inode WHERE verdict IN (3, 4, 5) AND reason IS NULL"
-		" OR verdict IN (0, 2) AND reason IS NOT NULL OR verdict <> 0 AND NOT " IS_REG("inode"),
+		" OR verdict IN (0, 2) AND reason IS NOT NULL AND NOT " SYNC_FAILED " OR verdict <> 0 AND NOT " IS_REG("inode"),
 		"inode %1", "@1 had verdict %2 and reason %3; no verdict is taken, until the next close",
 		"UPDATE inode SET verdict = 0, reason = NULL, detail = NULL WHERE verdict IN (3, 4, 5)"
-		" AND reason IS NULL OR verdict IN (0, 2) AND reason IS NOT NULL"
+		" AND reason IS NULL OR verdict IN (0, 2) AND reason IS NOT NULL AND NOT " SYNC_FAILED
 		" OR verdict <> 0 AND NOT " IS_REG("inode") },
 	{ "verdict", WFS_FSCK_ALWAYS,
-		"SELECT ino, reason FROM inode WHERE verdict = 1 AND reason <> 'warning'",
+		"SELECT ino, reason FROM inode WHERE verdict = 1 AND reason <> 'warning' AND NOT " SYNC_FAILED,
 		"inode %1", "@1 is valid, but had the reason %2",
-		"UPDATE inode SET reason = NULL, detail = NULL WHERE verdict = 1 AND reason <> 'warning'" },
+		"UPDATE inode SET reason = NULL, detail = NULL WHERE verdict = 1 AND reason <> 'warning' AND NOT " SYNC_FAILED },
 };
 
 int wfs_fix_inodes(struct wfs_fix *fix)

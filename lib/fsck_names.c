@@ -62,7 +62,7 @@ static const struct wfs_fsck_check inode_checks[] = {
 		"inode %1", "@1 has verdict %2, but reason %3" },
 	{ "verdict", WFS_FSCK_ALWAYS,
 		"SELECT ino, verdict, reason FROM inode i WHERE verdict = 1 AND reason <> 'warning'"
-		" OR verdict <> 0 AND NOT " IS_REG("i"),
+		" AND NOT (reason = 'sync-failed' AND data_file IS NOT NULL) OR verdict <> 0 AND NOT " IS_REG("i"),
 		"inode %1", "@1 has verdict %2 and reason %3, which no such file has" },
 	{ "id-range", WFS_FSCK_ALWAYS,
 		"SELECT ino FROM inode WHERE ino NOT BETWEEN 1 AND " WFS_FSCK_MAX_ID

@@ -43,6 +43,7 @@ static const struct table tables[] = {
 		"iiiiiiiiiiii---i--" },
 	{ "dirent", "id", true, { "id", "parent", "name", "ino" }, "iibi" },
 	{ "xattr", "ino, name", false, { "ino", "name", "value" }, "ibb" },
+	{ "damage", "object", true, { "object", "reason", "found_ns" }, "iii" },
 	{ "tensor", "dir, variant, name", false,
 		{ "dir", "variant", "name", "ino", "form", "dtype", "shape", "start", "length" },
 		"ibb-ittii" },

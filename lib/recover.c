@@ -71,7 +71,7 @@ int wfs_recover_flush_dirty(struct wfs_store *s)
 
 		if (wfs_name_getattr(s, inos[i], &a) == 0 && a.data_file &&
 			a.verdict != WFS_VERDICT_DAMAGED)
-			ret = wfs_flush_inode(s, inos[i]);
+			ret = wfs_flush_or_report(s, inos[i]);
 	}
 	return ret;
 }

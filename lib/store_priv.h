@@ -110,6 +110,9 @@ int wfs_store_sync_to(struct wfs_store *s, uint64_t commits);
 
 /* ---- pieces of lib/name.c that the lifecycle shares; within a transaction ---- */
 
+/* Is a directory the other or below it? 1, 0 or -errno. */
+int wfs_name_is_below(struct wfs_store *s, uint64_t dir, uint64_t ancestor);
+
 /* 1, 0 (no such inode) or -errno. Size and times of a dirty file are those of its data file. */
 int wfs_inode_get(struct wfs_store *s, uint64_t ino, struct wfs_attr *ret);
 

@@ -198,7 +198,7 @@ static void set_up_version_1(struct world *w)
 	exec(db, "PRAGMA auto_vacuum = INCREMENTAL");
 	exec(db, schema);
 	exec(db, "PRAGMA application_id = 0x57744653; PRAGMA user_version = 1;"
-		"INSERT INTO meta VALUES ('clean', 1);"
+		"INSERT INTO meta VALUES ('clean', 1), ('created_ns', 1);"
 		"INSERT INTO inode (ino, mode, uid, gid, nlink, atime_ns, mtime_ns, ctime_ns, btime_ns) "
 		"VALUES (1, 16877, 0, 0, 2, 1, 1, 1, 1), (2, 33188, 0, 0, 1, 1, 1, 1, 1);"
 		"INSERT INTO dirent (parent, name, ino) VALUES (1, CAST('empty' AS BLOB), 2)");
@@ -409,7 +409,8 @@ static void run(struct sweep *sw, const struct trial *t)
 	if (!t->scenario->opens)
 		world_open(&w);
 	w.m->error = t->way->error;
-	w.m->syncs = t->way->kinds == FAULT_SYNC;
+	/* A directory that cannot be opened is not synced, either. */
+	w.m->syncs = t->way->kinds == FAULT_SYNC || (t->way->kinds == FAULT_NAME && t->way->error == EIO);
 	w.m->reads = t->way->kinds == FAULT_READ;
 	fault_arm(&plan);
 	t->scenario->run(&w);

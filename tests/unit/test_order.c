@@ -7,6 +7,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "lib/flush.h"
 #include "lib/repack.h"
 #include "lib/store_priv.h"
 #include "tests/unit/store_fixture.h"
@@ -235,6 +236,7 @@ static void test_renamed_over_another(void **state)
 	ino = make(f, WFS_ROOT_INO, "new", S_IFREG | 0644);
 	write_at(f, ino, bytes, MB, 0);
 	commit_something(f, "other");
+	assert_int_equal(wfs_flush_for_rename(f->store, WFS_ROOT_INO, "new", WFS_ROOT_INO, "old", 0), 0);
 	assert_int_equal(wfs_name_rename(f->store, WFS_ROOT_INO, "new", WFS_ROOT_INO, "old", 0,
 		&renamed), 0);
 	assert_int_equal(wfs_store_sync(f->store), 0);

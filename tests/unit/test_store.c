@@ -143,7 +143,7 @@ static void make_store_1(const char *path)
 	sql(path, "PRAGMA auto_vacuum = INCREMENTAL");
 	sql(path, schema);
 	sql(path, "PRAGMA application_id = 0x57744653; PRAGMA user_version = 1;"
-		"INSERT INTO meta VALUES ('clean', 1);"
+		"INSERT INTO meta VALUES ('clean', 1), ('created_ns', 1);"
 		"INSERT INTO object VALUES (1, x'95f64cad147d23ee983871c230125b12', 0, 5, 1, NULL, NULL);"
 		"INSERT INTO object_bytes VALUES (1, CAST('bytes' AS BLOB));"
 		"INSERT INTO manifest VALUES (1, NULL, 5, 1, 1);"
