@@ -5,6 +5,7 @@ happened, and `weightfs fsck --bytes` of its store must be clean. Environment:
 
     WEIGHTFS                the binary under test; else weightfs in WEIGHTFS_BUILD, else in build/
     WEIGHTFS_REQUIRE_MOUNT  1: fail, where otherwise mount tests are skipped
+    WEIGHTFS_ENDURANCE      0: leave out what is marked as endurance
 """
 
 import os
@@ -61,6 +62,8 @@ def pytest_collection_modifyitems(config, items):
     unwanted = {"root_only"} if os.geteuid() != 0 else set()
     if not config.getoption("--long"):
         unwanted.add("long")
+    if os.environ.get("WEIGHTFS_ENDURANCE") == "0":
+        unwanted.add("endurance")
     out = [item for item in items if any(item.get_closest_marker(name) for name in unwanted)]
     if out:
         config.hook.pytest_deselected(items=out)

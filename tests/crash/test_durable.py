@@ -89,7 +89,7 @@ WAYS = {"fsync": with_fsync, "twice": twice, "O_SYNC": with_flag(os.O_SYNC), "O_
         "saved": as_savers_do, "over": over_another}
 
 
-@pytest.mark.parametrize("passthrough", ["auto", pytest.param("off", marks=pytest.mark.long)])
+@pytest.mark.parametrize("passthrough", ["auto", pytest.param("off", marks=[pytest.mark.long, pytest.mark.endurance])])
 def test_durable_at_once(power, passthrough):
     """fsync, O_SYNC, fsync of the directory: the file is there, whole, under its name, and nothing is said against it."""
     mount = power.boot(f"passthrough={passthrough}")
@@ -106,8 +106,8 @@ def test_durable_at_once(power, passthrough):
         assert path.name.startswith("twice") or ERROR not in os.listxattr(path), path
 
 
-@pytest.mark.parametrize("flag", [os.O_DSYNC, pytest.param(os.O_SYNC, marks=pytest.mark.long)])
-@pytest.mark.parametrize("passthrough", ["auto", pytest.param("off", marks=pytest.mark.long)])
+@pytest.mark.parametrize("flag", [os.O_DSYNC, pytest.param(os.O_SYNC, marks=[pytest.mark.long, pytest.mark.endurance])])
+@pytest.mark.parametrize("passthrough", ["auto", pytest.param("off", marks=[pytest.mark.long, pytest.mark.endurance])])
 def test_each_write_is_durable(power, passthrough, flag):
     """With O_SYNC or O_DSYNC a write that returned survives, before anybody closes the file."""
     mount = power.boot(f"passthrough={passthrough}")
@@ -176,6 +176,7 @@ def test_changed_where_it_is_shared(power):
     assert read_file(mount.dir / "one.bin") == content
 
 
+@pytest.mark.endurance
 @pytest.mark.long
 def test_rows_that_are_lost(power):
     """Data files that reached the disk, and whose rows did not, are removed by the next mount, however many."""
@@ -210,6 +211,7 @@ def test_tensor_not_made_durable(power):
     assert "lost" not in found or set(found["lost"].tolist()) == {1}
 
 
+@pytest.mark.endurance
 @pytest.mark.long
 def test_unmounted(power):
     """What was written is on the disk when the unmount has returned."""
@@ -223,6 +225,7 @@ def test_unmounted(power):
     assert mount.reports() == {}
 
 
+@pytest.mark.endurance
 @pytest.mark.long
 def test_sync(power):
     """sync(2) writes the disk below, too: bytes and names are there, though nobody noted that they are."""
@@ -235,6 +238,7 @@ def test_sync(power):
     assert read_file(mount.dir / "file.bin") == content
 
 
+@pytest.mark.endurance
 @pytest.mark.long
 def test_by_itself(power):
     """What was closed is sealed and on the disk after 5 s, though nobody asked for it."""
@@ -250,6 +254,7 @@ def test_by_itself(power):
     assert mount.reports() == {}
 
 
+@pytest.mark.endurance
 @pytest.mark.long
 def test_fsync_waits_for_its_own(power):
     """While one file is written without end, others are made durable; what they wait for is not that file."""
@@ -281,6 +286,7 @@ def test_fsync_waits_for_its_own(power):
         assert read_file(mount.dir / f"{number}.bin") == bytes([number]) * 3000
 
 
+@pytest.mark.endurance
 @pytest.mark.long
 def test_syncfs_is_not_told(power):
     """syncfs(2) of the mount succeeds, but the kernel tells no FUSE driver of it: docs/semantics.md says so."""

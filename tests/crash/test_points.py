@@ -248,6 +248,7 @@ def test_killed_at(mount, point):
     kill_at(mount, point)
 
 
+@pytest.mark.endurance
 @pytest.mark.long
 @pytest.mark.parametrize("number", PASSES)
 @pytest.mark.parametrize("point", LOADED)
@@ -286,6 +287,7 @@ def power(request, unmounted, tmp_path):
 
 
 @pytest.mark.root_only
+@pytest.mark.endurance
 @pytest.mark.long
 @pytest.mark.parametrize("point", LOADED)
 def test_power_cut_at(power, point):

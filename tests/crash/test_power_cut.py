@@ -477,6 +477,7 @@ def test_power_cut(power):
     cut_rounds(power, SEEDS[0], SHORT_ROUNDS)
 
 
+@pytest.mark.endurance
 @pytest.mark.long
 @pytest.mark.timeout(120 + 30 * ROUNDS)
 @pytest.mark.parametrize("seed", SEEDS)

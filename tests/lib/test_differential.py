@@ -173,6 +173,7 @@ def test_builder_writes_what_safetensors_writes(verdicts):
             assert answer[0] == "valid" and answer[3:] == ["0", "same"], (answer, shown(data))
 
 
+@pytest.mark.endurance
 @pytest.mark.long
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("kind", ["random_value_file", "random_file", "mutated_file", "written_file"])

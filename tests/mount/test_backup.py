@@ -98,7 +98,7 @@ QUICK = {("dirty", "directory"), ("sealed", "pipe"), ("unmounted", "file")}
 def cases():
     for state in ("dirty", "sealed", "unmounted", "read-only"):
         for form in ("directory", "file", "pipe"):
-            yield pytest.param(state, form, marks=[] if (state, form) in QUICK else [pytest.mark.long])
+            yield pytest.param(state, form, marks=[] if (state, form) in QUICK else [pytest.mark.long, pytest.mark.endurance])
 
 
 @pytest.mark.parametrize("state,form", cases())
@@ -311,6 +311,7 @@ def test_under_load(backup):
     assert back_up_under_load(backup, SECONDS) >= 2
 
 
+@pytest.mark.endurance
 @pytest.mark.long
 def test_under_load_for_long(backup):
     """The same for a minute or more."""
@@ -344,7 +345,7 @@ def test_removed_while_it_is_copied(backup):
 
 # ---- when it goes wrong ----
 
-@pytest.mark.parametrize("rounds", [4, pytest.param(30, marks=pytest.mark.long)])
+@pytest.mark.parametrize("rounds", [4, pytest.param(30, marks=[pytest.mark.long, pytest.mark.endurance])])
 def test_killed_at_any_moment(backup, rounds):
     """Killed while it copies: what was there before is whole, and the next run completes it."""
     mount, generator = backup.mount, random.Random(3)
@@ -417,7 +418,7 @@ def killer(tmp_path):
     return library
 
 
-@pytest.mark.parametrize("stride", [STRIDE, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.parametrize("stride", [STRIDE, pytest.param(1, marks=[pytest.mark.long, pytest.mark.endurance])])
 def test_killed_before_every_step(backup, killer, stride):
     """Killed before each rename, removal and flush in turn: the old backup or, after --finish, the new one is whole."""
     mount = backup.mount

@@ -18,7 +18,7 @@ from support.shards import shard, valid
 
 TENSOR = 300_000
 NAMES = "abcd"
-EITHER_WAY = [[], pytest.param(["passthrough=off"], marks=pytest.mark.long)]
+EITHER_WAY = [[], pytest.param(["passthrough=off"], marks=[pytest.mark.long, pytest.mark.endurance])]
 
 
 def tensors(changed=""):

@@ -82,7 +82,7 @@ def quick_and_long(*quick):
     """Every way and both paths in the long form; in the short one those that `quick` names."""
     return pytest.mark.parametrize("disk,mount", [
         pytest.param(way, passthrough, id="-".join([*way, name]),
-                     marks=[] if (*way, name) in quick else [pytest.mark.long])
+                     marks=[] if (*way, name) in quick else [pytest.mark.long, pytest.mark.endurance])
         for way in WAYS for passthrough, name in (("auto", "passthrough"), ("off", "ordinary"))], indirect=True)
 
 
@@ -263,8 +263,8 @@ def come_back(disk, mount):
 
 
 @quick_and_long(("ext4", "shutdown", "ordinary"))
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long),
-                                    pytest.param(signal.SIGHUP, marks=pytest.mark.long)], ids=["TERM", "INT", "HUP"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=[pytest.mark.long, pytest.mark.endurance]),
+                                    pytest.param(signal.SIGHUP, marks=[pytest.mark.long, pytest.mark.endurance])], ids=["TERM", "INT", "HUP"])
 def test_asked_to_stop(mount, disk, number):
     """A signal ends the driver, though programs have files open and the disk fails."""
     open_files = prepare(mount)

@@ -205,6 +205,7 @@ def test_some_faults(faulty, plan):
     sweep(faulty, plan, 6)
 
 
+@pytest.mark.endurance
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_many_faults(faulty, plan):

@@ -160,7 +160,7 @@ SHORT = ["small-object-lost", "extent-moved", "object-row-lost", "manifest-two-r
 
 def by_length():
     """Each damage, those that are not short marked as long."""
-    return [pytest.param(*d[1:], id=d[0], marks=[] if d[0] in SHORT else [pytest.mark.long]) for d in ALL_DAMAGE]
+    return [pytest.param(*d[1:], id=d[0], marks=[] if d[0] in SHORT else [pytest.mark.long, pytest.mark.endurance]) for d in ALL_DAMAGE]
 
 
 def test_every_kind_of_finding_has_its_damage():
@@ -282,6 +282,7 @@ def test_random_damage(weightfs, watchdog, sound_store, tmp_path):
         random_round(weightfs, watchdog, tmp_path, sound_store, seed)
 
 
+@pytest.mark.endurance
 @pytest.mark.long
 @pytest.mark.timeout(7200)
 def test_much_random_damage(weightfs, watchdog, sound_store, tmp_path):
@@ -308,6 +309,7 @@ def test_damaged_pages(weightfs, watchdog, sound_store, tmp_path):
         page_round(weightfs, watchdog, tmp_path, sound_store, seed)
 
 
+@pytest.mark.endurance
 @pytest.mark.long
 @pytest.mark.timeout(7200)
 def test_many_damaged_pages(weightfs, watchdog, sound_store, tmp_path):

@@ -395,6 +395,7 @@ def test_quick(user, store, name):
     refuse_or_serve(user, store, WAYS[:1])
 
 
+@pytest.mark.endurance
 @pytest.mark.long
 @pytest.mark.leaves_damage
 @pytest.mark.parametrize("name", [name for name in CHANGES if name not in QUICK])
@@ -489,6 +490,7 @@ def test_some_bytes(user, clean_store, killed_store, tmp_path, kind):
         round_of(user, clean_store if kind == "clean" else killed_store, f"short-{seed}", tmp_path)
 
 
+@pytest.mark.endurance
 @pytest.mark.long
 @pytest.mark.leaves_damage
 @pytest.mark.timeout(24 * 3600)

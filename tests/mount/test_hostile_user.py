@@ -214,6 +214,7 @@ def test_nonsense_of_another_user(unmounted, other_user):
     let_nonsense_in(unmounted.mount("allow_other"), SHORT, "short-other", other_user)
 
 
+@pytest.mark.endurance
 @pytest.mark.long
 @pytest.mark.parametrize("passthrough", ["auto", "off"])
 @pytest.mark.parametrize("seed", SEEDS)

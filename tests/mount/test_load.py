@@ -359,6 +359,7 @@ def test_mixed_work(mount):
     check_load(mount, 8, 4, SEED)
 
 
+@pytest.mark.endurance
 @pytest.mark.long
 @pytest.mark.timeout(SECONDS * 2 + 600)
 @pytest.mark.parametrize("options", [(), ("passthrough=off",)], ids=["default", "passthrough=off"])

@@ -617,6 +617,7 @@ def test_as_a_plain_directory(weightfs, watchdog, tmp_path, options):
     run(weightfs, tmp_path, watchdog, options, settings_of(5, 30, derandomize=True))
 
 
+@pytest.mark.endurance
 @pytest.mark.long
 @pytest.mark.timeout(LIMIT)
 @BOTH

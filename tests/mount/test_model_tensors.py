@@ -298,6 +298,7 @@ def test_as_a_dictionary(weightfs, watchdog, tmp_path, options):
     run(weightfs, tmp_path, watchdog, options, settings_of(3, 20, derandomize=True))
 
 
+@pytest.mark.endurance
 @pytest.mark.long
 @pytest.mark.timeout(LIMIT)
 @BOTH

@@ -39,7 +39,7 @@ def hanging(mount):
 
 
 @pytest.mark.root_only
-@pytest.mark.parametrize("passthrough", ["auto", pytest.param("off", marks=pytest.mark.long)])
+@pytest.mark.parametrize("passthrough", ["auto", pytest.param("off", marks=[pytest.mark.long, pytest.mark.endurance])])
 def test_disk_that_hangs(frozen, passthrough):
     """The operation, the file, the caller, how long and what for; in the log once, and once more when it ends."""
     mount = frozen.mount(f"passthrough={passthrough}")
@@ -92,6 +92,7 @@ def test_driver_that_is_stopped(mount):
     mount.pid = None
 
 
+@pytest.mark.endurance
 @pytest.mark.long
 def test_nothing_is_logged_of_quick_requests(mount):
     """A mount that works says nothing."""
