@@ -285,6 +285,8 @@ static int open_as(struct wfs_datafiles *t, uint64_t id, int mode)
 
 	relative_path(id, path);
 	fd = stat_regular(t, path, &st);
+	if (fd == -EUCLEAN)
+		fd = -EIO; /* damage, for who reads it */
 	if (fd)
 		return fd;
 	do

@@ -253,6 +253,8 @@ static int part_overlapping(struct wfs_fix *fix)
 
 /* ---- what stays bad ---- */
 
+#define BAD_MARK "typeof(reason) <> 'integer' OR reason NOT BETWEEN 1 AND 3 OR object NOT IN (SELECT id FROM object)"
+
 static const struct wfs_fix_step damage_steps[] = {
 	/* The place is another's. */
 	{ "extent-overlap", WFS_FSCK_ALWAYS,
@@ -260,6 +262,10 @@ static const struct wfs_fix_step damage_steps[] = {
 		"object %1", "its bytes are not those of its digest, and others have the place",
 		"UPDATE object SET data_file = NULL, offset = NULL WHERE id IN"
 		" (SELECT object FROM temp.bad WHERE reason = 'extent-overlap')" },
+	/* A mark without a reason hides nothing for certain: reads find out again. */
+	{ "damage", WFS_FSCK_ALWAYS, "SELECT object FROM damage WHERE " BAD_MARK,
+		"damage of object %1", "the mark is no mark of an object that there is; it is removed",
+		"DELETE FROM damage WHERE " BAD_MARK },
 };
 
 static const struct wfs_fix_step file_steps[] = {

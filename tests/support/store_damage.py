@@ -342,6 +342,8 @@ MORE_DAMAGE = [
      sql(f"INSERT INTO dirent (parent, name, ino) VALUES (1, x'61', {DEEPER})")),
     ("directory-without-name", "directory-names", sql("DELETE FROM dirent WHERE name = CAST('deep' AS BLOB)")),
     ("file-without-name", "nlink", sql("DELETE FROM dirent WHERE name = CAST('small-3' AS BLOB)")),
+    ("mark-without-reason", "damage", sql(f"INSERT INTO damage VALUES ({FILE_OBJECT}, 9, 0)")),
+    ("mark-of-no-object", "damage", sql("INSERT INTO damage VALUES (999999, 1, 0)")),
     ("tensor-of-no-directory", "tensor",
      sql(f"INSERT INTO tensor VALUES ({FILE}, x'', x'61', NULL, 0, 'F32', '[1]', 0, 4)")),
     ("tensor-too-long", "tensor",
