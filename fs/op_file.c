@@ -5,6 +5,7 @@
 
 #include "fs/driver.h"
 #include "lib/content.h"
+#include "lib/flush.h"
 #include "lib/damage.h"
 #include "lib/gate.h"
 #include "lib/repack.h"
@@ -60,7 +61,9 @@ int wfs_handle_new(struct wfs_driver *d, uint64_t ino, int flags, struct wfs_han
 	atomic_init(&h->wrote, false);
 	list_add(d, h);
 	wfs_file_open(h->file, h->writes);
-	if (flags & O_TRUNC) {
+	if (h->writes)
+		err = wfs_flush_take_back(h->file);
+	if (!err && flags & O_TRUNC) {
 		err = wfs_file_truncate(h->file, 0);
 		atomic_store(&h->wrote, true);
 	}

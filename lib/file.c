@@ -369,7 +369,9 @@ int wfs_file_truncate(struct wfs_file *f, uint64_t size)
 
 	if (size > INT64_MAX)
 		return -EFBIG;
-	ret = (int)with_staging(f, &(struct change){ size, 0, 0 }, do_truncate, &size);
+	ret = wfs_flush_take_back(f);
+	if (ret == 0)
+		ret = (int)with_staging(f, &(struct change){ size, 0, 0 }, do_truncate, &size);
 	if (ret || size > 0)
 		return ret;
 	c = wfs_file_content(f);

@@ -115,6 +115,25 @@ int wfs_flush_inode(struct wfs_store *s, uint64_t ino)
 	return ret;
 }
 
+int wfs_flush_take_back(struct wfs_file *f)
+{
+	struct wfs_content *c = wfs_file_content(f);
+	uint64_t data_file = c->staging ? c->staging->id : 0;
+	struct wfs_db *db = &f->store->db;
+	int64_t mtime_ns;
+	uint64_t size;
+	int ret;
+
+	wfs_content_unref(c);
+	ret = data_file ? wfs_flush_note(f->store, f->ino, &size, &mtime_ns) : 0;
+	if (ret <= 0)
+		return ret;
+	ret = wfs_db_begin(db);
+	if (ret == 0)
+		ret = wfs_db_end(db, wfs_db_run(db, WFS_Q_INODE_FLUSHED, "bii", NULL, (size_t)0, f->ino, data_file));
+	return ret ? ret : wfs_store_sync_to(f->store, wfs_db_commits(db));
+}
+
 /* ---- later ---- */
 
 int wfs_flush_later(struct wfs_store *s, uint64_t ino)

@@ -28,6 +28,12 @@ int wfs_flush_inode(struct wfs_store *s, uint64_t ino); /* of any kind; one that
 int wfs_flush_or_report(struct wfs_store *s, uint64_t ino);
 
 /*
+ * Before a file that was flushed is cut, or opened to be written in place: its note goes, durably. Else the power
+ * could go when some pages of the change are on the disk, and the new mtime is not. 0 or -errno.
+ */
+int wfs_flush_take_back(struct wfs_file *f);
+
+/*
  * To be called before wfs_name_rename with the same arguments: where a file takes the place of
  * another, its bytes are on the disk first. A rename that will fail is left to fail. 0 or -errno.
  */

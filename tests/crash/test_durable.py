@@ -176,6 +176,22 @@ def test_changed_where_it_is_shared(power):
     assert read_file(mount.dir / "one.bin") == content
 
 
+def test_changed_after_it_was_durable(power):
+    """Cut, or opened to be written in place, a file that was durable is as it was, as it is now, or reported: no page tells."""
+    mount = power.boot()
+    content = random_bytes(1, 300 * KIB)
+    for name in ("opened.bin", "cut.bin", "left.bin"):
+        with_fsync(mount.dir / name, content)
+    fd = os.open(mount.dir / "opened.bin", os.O_RDWR)
+    os.truncate(mount.dir / "cut.bin", 5000)
+    power.cut()
+    close(fd)
+    power.restore()
+    assert read_file(mount.dir / "opened.bin") == read_file(mount.dir / "left.bin") == content
+    said = {path for path, report in mount.reports().items() if report["reason"] == "power-cut"}
+    assert said == {"/opened.bin", "/cut.bin"}
+
+
 @pytest.mark.endurance
 @pytest.mark.long
 def test_rows_that_are_lost(power):
