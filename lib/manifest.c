@@ -61,7 +61,7 @@ static int is_equal(struct wfs_db *db, uint64_t id, const uint64_t *ids, size_t 
 
 	if (ret)
 		return ret;
-	return have_n == n && memcmp(have, ids, n * sizeof(*ids)) == 0;
+	return have && have_n == n && memcmp(have, ids, n * sizeof(*ids)) == 0;
 }
 
 /* 1 and *ret: a live manifest of exactly these objects. */

@@ -488,7 +488,7 @@ int wfs_model_insert_bytes(struct wfs_store *s, const void *bytes, size_t len, u
 			n = wfs_content_read(c, have, len, 0);
 			wfs_content_unref(c);
 		}
-		if (n == (ssize_t)len && memcmp(have, bytes, len) == 0) {
+		if (have && n == (ssize_t)len && memcmp(have, bytes, len) == 0) {
 			*ret = o.id;
 			return 0;
 		}

@@ -475,10 +475,11 @@ int wfs_model_cut(struct wfs_model *m, uint64_t max_shard_size, const struct wfs
 	pthread_mutex_lock(&m->cut_lock);
 	for (cut = m->cuts; cut && cut->max_shard_size != max_shard_size; cut = cut->next)
 		;
-	if (!cut) {
-		e = are_too_many(m) ? wfs_err_set(err, -EBUSY, "too-many-sizes", WFS_NO_OFFSET,
-					      "it is seen at too many sizes; they are forgotten when nobody has looked at it for some seconds")
-				    : make_cut(m, max_shard_size, &cut, err);
+	if (!cut && are_too_many(m)) {
+		e = wfs_err_set(err, -EBUSY, "too-many-sizes", WFS_NO_OFFSET,
+			"it is seen at too many sizes; they are forgotten when nobody has looked at it for some seconds");
+	} else if (!cut) {
+		e = make_cut(m, max_shard_size, &cut, err);
 		if (!e) {
 			cut->next = m->cuts;
 			m->cuts = cut;

@@ -407,9 +407,11 @@ static int list_once(const struct model_view *v, struct model_tensors *l, char *
 {
 	DIR *dir = opendir(v->tensors);
 	const struct dirent *e;
-	int ret = dir ? 0 : -errno;
+	int ret = 0;
 
 	*ret_file = NULL;
+	if (!dir)
+		return -errno;
 	while (!ret && (errno = 0, e = readdir(dir))) {
 		ret = read_tensor(dirfd(dir), e->d_name, l);
 		if (ret)
@@ -417,8 +419,7 @@ static int list_once(const struct model_view *v, struct model_tensors *l, char *
 	}
 	if (!ret)
 		ret = -errno;
-	if (dir)
-		closedir(dir);
+	closedir(dir);
 	return ret;
 }
 

@@ -154,7 +154,7 @@ cat seen
 ## timeout
 echo x > file
 timeout 0.1 flock file sleep 9 || echo $?
-flock -n file echo free
+flock -w 60 file echo free
 mkfifo p
 timeout 0.1 cat p || echo $?
 timeout 0.1 sh -c 'echo x > p' || echo $?
