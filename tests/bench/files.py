@@ -95,7 +95,7 @@ def read_view(how, argument):
 def view_work(name, how, argument):
     name = f"view of a composed shard, {name}"
     return Work(name, (Measure(f"{name}: the shard"), Measure(f"{name}: the view"),
-                       Measure(f"{name}: speed", (Bound(ROOT, "at least", 0.95), Bound(USER, "at least", 0.95)),
+                       Measure(f"{name}: speed", (Bound(ROOT, "at least", 0.9), Bound(USER, "at least", 0.9)),
                                "× the shard")),
                 read_view(how, argument), (VIEWED,), warm_up=False, places=(ROOT, USER))
 
