@@ -158,8 +158,8 @@ CUTS = {
 
 
 @pytest.mark.parametrize("cut, remedy", [
-    ("no-file-whole", "removed"), ("in-the-model", "overwritten"), ("in-the-optimizer", "removed"),
-    ("in-the-state", "overwritten")])
+    pytest.param("no-file-whole", "removed", marks=pytest.mark.long), ("in-the-model", "overwritten"),
+    pytest.param("in-the-optimizer", "removed", marks=pytest.mark.long), ("in-the-state", "overwritten")])
 def test_killed_in_a_file(mount, plain, training, uninterrupted, cut, remedy):
     """Killed by the kernel within a certain file of a checkpoint.
 

@@ -214,6 +214,7 @@ def save_as_one_of_two(rank, directory, meeting):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.long
 def test_distributed_checkpoint(mount, plain, tmp_path):
     """distributed_checkpoint: two processes write their parts of a model, which are put together; or one gathers."""
     model = small()

@@ -55,7 +55,7 @@ def fill(directory, size):
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("size", [20_000, 3_000_000], ids=["small-files", "large-files"])
+@pytest.mark.parametrize("size", [pytest.param(20_000, marks=pytest.mark.long), 3_000_000], ids=["small-files", "large-files"])
 def test_full(small, size):
     """The writer gets ENOSPC; what was whole before stays so; removing works, and gives the space back."""
     content = os.urandom(10 * MIB + 1)

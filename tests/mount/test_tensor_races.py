@@ -360,7 +360,7 @@ def memory(pid):
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("updates", [1500, pytest.param(5000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("updates", [600, pytest.param(5000, marks=pytest.mark.long)])
 @pytest.mark.skipif(bool(os.environ.get("SANITIZE")), reason="sanitizers keep memory that was freed")
 def test_updates_of_one_tensor(mount, one, updates):
     """Neither the driver's memory nor the store grows with the number of updates."""
