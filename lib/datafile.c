@@ -95,6 +95,11 @@ void wfs_datafile_path(uint64_t id, char buf[WFS_DATAFILE_PATH_SIZE])
 	snprintf(buf, WFS_DATAFILE_PATH_SIZE, "data/%02x/%016" PRIx64, (unsigned)(id & 0xff), id);
 }
 
+bool wfs_datafile_is_hex(const char *name, size_t len)
+{
+	return strlen(name) == len && strspn(name, "0123456789abcdef") == len;
+}
+
 static void directory_name(uint64_t id, char buf[WFS_DATAFILE_PATH_SIZE])
 {
 	snprintf(buf, WFS_DATAFILE_PATH_SIZE, "%02x", (unsigned)(id & 0xff));

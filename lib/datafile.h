@@ -72,6 +72,8 @@ void wfs_datafiles_release(struct wfs_datafiles *t);
 /* data/xx/ID in `buf`, relative to the store. */
 #define WFS_DATAFILE_PATH_SIZE 32
 void wfs_datafile_path(uint64_t id, char buf[WFS_DATAFILE_PATH_SIZE]);
+/* Is a name in data/ of this many digits as wfs_datafile_path writes them: 2 for xx, 16 for ID? */
+bool wfs_datafile_is_hex(const char *name, size_t len);
 
 /*
  * Make the file of a new id, empty. A file that is there already was left by a

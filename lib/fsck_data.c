@@ -8,6 +8,8 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "lib/datafile.h"
+
 #define STAGING 0 /* data_file.state */
 
 void wfs_fsck_data_path(int64_t id, char buf[WFS_FSCK_PATH_SIZE])
@@ -103,11 +105,6 @@ static void stray(struct scan *scan, const char *dir, const char *name, const ch
 	wfs_fsck_report_at(scan->run, "data-file-stray", where.text, text);
 }
 
-static bool is_hex(const char *name, size_t len)
-{
-	return strlen(name) == len && strspn(name, "0123456789abcdef") == len;
-}
-
 static bool is_dots(const char *name)
 {
 	return strcmp(name, ".") == 0 || strcmp(name, "..") == 0;
@@ -147,7 +144,7 @@ static int check_entry(struct scan *scan, int dir_fd, const char *dir, const cha
 	struct stat st;
 	int found;
 
-	if (!is_hex(name, 16) || strcmp(name + 14, dir) != 0) {
+	if (!wfs_datafile_is_hex(name, 16) || strcmp(name + 14, dir) != 0) {
 		stray(scan, dir, name, "the name is not that of a data file");
 		return 0;
 	}
@@ -172,7 +169,7 @@ static int check_directory(struct scan *scan, const char *name)
 	int fd = openat(scan->run->data_fd, name,
 		O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
 
-	if (!is_hex(name, 2) || (fd < 0 && (errno == ENOTDIR || errno == ELOOP))) {
+	if (!wfs_datafile_is_hex(name, 2) || (fd < 0 && (errno == ENOTDIR || errno == ELOOP))) {
 		stray(scan, name, NULL, "it is none of the directories 00 to ff");
 		if (fd >= 0)
 			close(fd);

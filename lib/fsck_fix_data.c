@@ -7,12 +7,9 @@
 #include <string.h>
 #include <sys/stat.h>
 
-/* ---- the directory data/ ---- */
+#include "lib/datafile.h"
 
-static bool is_hex(const char *name, size_t len)
-{
-	return strlen(name) == len && strspn(name, "0123456789abcdef") == len;
-}
+/* ---- the directory data/ ---- */
 
 /* Out of the way, to KEPT/data/…; `path` is below data/. */
 static int set_aside(struct wfs_fix *fix, const char *path)
@@ -98,7 +95,7 @@ static int put_back(struct wfs_fix *fix, const char *path, const char *name)
 	int64_t id = (int64_t)strtoull(name, NULL, 16);
 	int ret;
 
-	if (!is_hex(name, 16) || id < 1 || wfs_fix_file_size(fix, id) >= 0)
+	if (!wfs_datafile_is_hex(name, 16) || id < 1 || wfs_fix_file_size(fix, id) >= 0)
 		return 0;
 	ret = has_data_row(fix, id);
 	if (ret <= 0)
@@ -118,7 +115,7 @@ static int fix_regular(struct wfs_fix *fix, const char *dir, const char *path, c
 	int64_t id = (int64_t)strtoull(name, NULL, 16);
 	int ret;
 
-	if (is_hex(name, 16) && dir && strcmp(name + 14, dir) == 0 && id >= 1 && id <= WFS_FIX_MAX_ID) {
+	if (wfs_datafile_is_hex(name, 16) && dir && strcmp(name + 14, dir) == 0 && id >= 1 && id <= WFS_FIX_MAX_ID) {
 		ret = has_data_row(fix, id);
 		if (ret != 0)
 			return WFS_MIN(ret, 0);
@@ -206,7 +203,7 @@ static int fix_directory(struct wfs_fix *fix, const char *name)
 
 	if (fstatat(fix->run->data_fd, name, &st, AT_SYMLINK_NOFOLLOW) != 0)
 		return 0;
-	if (!is_hex(name, 2) || !S_ISDIR(st.st_mode))
+	if (!wfs_datafile_is_hex(name, 2) || !S_ISDIR(st.st_mode))
 		return fix_entry(fix, NULL, name);
 	ret = list_names(fix, name, &names);
 	for (size_t i = 0; i < names.n && ret == 0; i++)

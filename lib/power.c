@@ -1,6 +1,5 @@
 #include "lib/power.h"
 
-#include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -169,16 +168,6 @@ int wfs_power_unput(struct wfs_store *s, size_t *ret_n)
 
 /* ---- data files without a row ---- */
 
-static bool is_id(const char *name, uint64_t *ret)
-{
-	char *end;
-
-	if (strlen(name) != 16 || strspn(name, "0123456789abcdef") != 16)
-		return false;
-	*ret = strtoull(name, &end, 16);
-	return *end == '\0';
-}
-
 static int sweep_file(struct wfs_store *s, uint64_t id)
 {
 	uint64_t state;
@@ -208,15 +197,13 @@ static int sweep_directory(struct wfs_store *s, int at, const char *name,
 
 static int sweep_entry(struct wfs_store *s, DIR *dir, const struct dirent *e)
 {
-	uint64_t id;
-
 	(void)dir;
-	return is_id(e->d_name, &id) ? sweep_file(s, id) : 0;
+	return wfs_datafile_is_hex(e->d_name, 16) ? sweep_file(s, strtoull(e->d_name, NULL, 16)) : 0;
 }
 
 static int sweep_part(struct wfs_store *s, DIR *dir, const struct dirent *e)
 {
-	if (strlen(e->d_name) != 2 || !isxdigit(e->d_name[0]) || !isxdigit(e->d_name[1]))
+	if (!wfs_datafile_is_hex(e->d_name, 2))
 		return 0;
 	return sweep_directory(s, dirfd(dir), e->d_name, sweep_entry);
 }

@@ -99,7 +99,6 @@
 	Q(DATA_LAST_ID, "SELECT max(coalesce((SELECT max(seq) FROM sqlite_sequence "               \
 			"WHERE name = 'data_file'), 0), "                                          \
 			"coalesce((SELECT max(id) FROM data_file), 0))")                           \
-	Q(DATA_MAX_ID, "SELECT max(id) FROM data_file")                                            \
 	Q(DATA_DOOM_FILLING, "UPDATE data_file SET state = 2 WHERE state = 3")                     \
 	/* objects */                                                                              \
 	Q(OBJECT_FIND, "SELECT id, ordinal, data_file, offset FROM object "                        \

@@ -76,28 +76,17 @@ int wfs_recover_flush_dirty(struct wfs_store *s)
 	return ret;
 }
 
-/* The last id that data files were given, and the last that one has: more only in a damaged store. */
-static int last_ids(struct wfs_store *s, uint64_t *given, uint64_t *had)
-{
-	int ret = wfs_db_number(&s->db, WFS_Q_DATA_LAST_ID, given, "");
-
-	if (ret >= 0)
-		ret = wfs_db_number(&s->db, WFS_Q_DATA_MAX_ID, had, "");
-	return ret;
-}
-
 /* Data files are made before their row is committed; at most these are without one. */
 int wfs_recover_uncommitted(struct wfs_store *s)
 {
-	uint64_t given = 0, had = 0, last;
+	uint64_t last = 0;
 	int ret = wfs_db_begin_read(&s->db);
 
 	if (ret)
 		return ret;
-	ret = wfs_db_end(&s->db, last_ids(s, &given, &had));
-	if (ret >= 0 && (given > INT64_MAX || had > given))
+	ret = wfs_db_end(&s->db, wfs_db_number(&s->db, WFS_Q_DATA_LAST_ID, &last, ""));
+	if (ret >= 0 && last > INT64_MAX)
 		return -EUCLEAN;
-	last = given;
 	for (uint64_t id = last + 1; id <= last + LOOK_AHEAD && ret >= 0; id++)
 		ret = wfs_datafile_remove(&s->datafiles, id);
 	return ret < 0 ? ret : 0;

@@ -89,24 +89,13 @@ class Name:
         self.versions, self.whole = [found], True
 
 
-class Writer(threading.Thread):
-    """Changes names of its own, and notes what each may hold after a cut, until the disk is gone."""
+class UntilCut(threading.Thread):
+    """Takes one step after another until the disk is gone; `problem` is whatever else ended it."""
 
     def __init__(self, power, directory, seed):
         super().__init__(daemon=True)
-        self.power, self.directory = power, directory
-        self.generator = random.Random(seed)
-        self.names, self.contents = {}, {}
-        self.problem = None
-        self.steps = []
-
-    def begin(self):
-        """For a round: threads cannot be started twice."""
-        again = Writer(self.power, self.directory, self.generator.getrandbits(60))
-        again.names, again.contents = self.names, self.contents
-        again.fd = os.open(again.directory, os.O_RDONLY | os.O_DIRECTORY)
-        again.start()
-        return again
+        self.power, self.directory, self.generator = power, directory, random.Random(seed)
+        self.problem, self.steps = None, []
 
     def run(self):
         try:
@@ -118,7 +107,25 @@ class Writer(threading.Thread):
         except BaseException as problem:
             self.problem = problem
         finally:
-            os.close(self.fd)
+            for fd in self.fds:
+                os.close(fd)
+
+
+class Writer(UntilCut):
+    """Changes names of its own, and notes what each may hold after a cut, until the disk is gone."""
+
+    def __init__(self, power, directory, seed):
+        super().__init__(power, directory, seed)
+        self.names, self.contents = {}, {}
+
+    def begin(self):
+        """For a round: threads cannot be started twice."""
+        again = Writer(self.power, self.directory, self.generator.getrandbits(60))
+        again.names, again.contents = self.names, self.contents
+        again.fd = os.open(again.directory, os.O_RDONLY | os.O_DIRECTORY)
+        again.fds = [again.fd]
+        again.start()
+        return again
 
     def step(self):
         kind = self.generator.choice(
@@ -321,35 +328,21 @@ class Writer(threading.Thread):
         time.sleep(self.generator.choice([0.01, 0.1, 0.6]))
 
 
-class Tensors(threading.Thread):
+class Tensors(UntilCut):
     """Writes tensors of a model of its own through .tensors; `has` is what each may be, oldest first."""
 
     def __init__(self, power, directory, seed):
-        super().__init__(daemon=True)
-        self.power, self.directory, self.generator = power, directory, random.Random(seed)
-        self.has, self.steps = {}, []
-        self.problem, self.counter = None, 0
+        super().__init__(power, directory, seed)
+        self.has, self.counter = {}, 0
 
     def begin(self):
         again = Tensors(self.power, self.directory, self.generator.getrandbits(60))
         again.has, again.counter = self.has, self.counter
         again.fd = os.open(again.directory, os.O_RDONLY | os.O_DIRECTORY)
         again.where = os.open(".tensors", os.O_RDONLY | os.O_DIRECTORY, dir_fd=again.fd)
+        again.fds = [again.where, again.fd]
         again.start()
         return again
-
-    def run(self):
-        try:
-            while True:
-                self.step()
-        except OSError as error:
-            if not self.power.is_cut:
-                self.problem = error
-        except BaseException as problem:
-            self.problem = problem
-        finally:
-            os.close(self.where)
-            os.close(self.fd)
 
     def step(self):
         self.counter += 1

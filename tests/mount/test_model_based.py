@@ -593,8 +593,8 @@ def shown(values):
     return tuple(f"<{len(v)} bytes>" if isinstance(v, bytes) and len(v) > 20 else v for v in values)
 
 
-def run(weightfs, base, watchdog, options, settings, seed=None):
-    class Machine(Directories):
+def run(kind, weightfs, base, watchdog, options, settings, seed=None):
+    class Machine(kind):
         environment = (weightfs, base, watchdog, LIMIT, options)
 
     machine = hypothesis.seed(seed)(Machine) if seed is not None else Machine
@@ -614,7 +614,7 @@ BOTH = pytest.mark.parametrize("options", [(), ("passthrough=off",)], ids=["defa
 @BOTH
 def test_as_a_plain_directory(weightfs, watchdog, tmp_path, options):
     """A few sequences, the same ones each time."""
-    run(weightfs, tmp_path, watchdog, options, settings_of(5, 30, derandomize=True))
+    run(Directories, weightfs, tmp_path, watchdog, options, settings_of(5, 30, derandomize=True))
 
 
 @pytest.mark.endurance
@@ -624,4 +624,4 @@ def test_as_a_plain_directory(weightfs, watchdog, tmp_path, options):
 def test_as_a_plain_directory_for_long(weightfs, watchdog, tmp_path, options):
     """Many long sequences of a new seed."""
     print(f"WEIGHTFS_MODEL_SEED={SEED}, {EXAMPLES} sequences of {STEPS} operations")
-    run(weightfs, tmp_path, watchdog, options, settings_of(EXAMPLES, STEPS), SEED)
+    run(Directories, weightfs, tmp_path, watchdog, options, settings_of(EXAMPLES, STEPS), SEED)

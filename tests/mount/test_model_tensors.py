@@ -12,15 +12,14 @@ import pathlib
 import shutil
 import tempfile
 
-import hypothesis
 import pytest
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 np = pytest.importorskip("numpy")
 safetensors_numpy = pytest.importorskip("safetensors.numpy")
 
-from mount.test_model_based import BOTH, EXAMPLES, LIMIT, SEED, STEPS, settings_of
+from mount.test_model_based import BOTH, EXAMPLES, LIMIT, SEED, STEPS, run, settings_of
 from support import shards
 from support.files import errno_of, read_file, write_all, write_file
 from support.mounts import Mount
@@ -284,18 +283,10 @@ class Tensors(RuleBasedStateMachine):
             shutil.rmtree(self.base, ignore_errors=True)
 
 
-def run(weightfs, base, watchdog, options, settings, seed=None):
-    class Machine(Tensors):
-        environment = (weightfs, base, watchdog, LIMIT, options)
-
-    machine = hypothesis.seed(seed)(Machine) if seed is not None else Machine
-    run_state_machine_as_test(machine, settings=settings)
-
-
 @BOTH
 def test_as_a_dictionary(weightfs, watchdog, tmp_path, options):
     """A few sequences, the same ones each time."""
-    run(weightfs, tmp_path, watchdog, options, settings_of(3, 20, derandomize=True))
+    run(Tensors, weightfs, tmp_path, watchdog, options, settings_of(3, 20, derandomize=True))
 
 
 @pytest.mark.endurance
@@ -305,4 +296,4 @@ def test_as_a_dictionary(weightfs, watchdog, tmp_path, options):
 def test_as_a_dictionary_for_long(weightfs, watchdog, tmp_path, options):
     """Many long sequences of a new seed."""
     print(f"WEIGHTFS_MODEL_SEED={SEED}, {EXAMPLES} sequences of {STEPS} operations")
-    run(weightfs, tmp_path, watchdog, options, settings_of(EXAMPLES, STEPS), SEED)
+    run(Tensors, weightfs, tmp_path, watchdog, options, settings_of(EXAMPLES, STEPS), SEED)
