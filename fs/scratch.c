@@ -137,7 +137,7 @@ int wfs_scratch_add_over(struct wfs_scratches *t, uint64_t dir, const char *vari
 /* Who has come to open it sees it; others see what was there before. */
 static bool is_seen_by(const struct wfs_scratch *s, int32_t tid)
 {
-	if (s->put || is_over(s))
+	if (s->put || s->refused || is_over(s))
 		return false;
 	return !s->over || (s->handles == 0 && s->tid == tid);
 }
@@ -217,6 +217,7 @@ void wfs_scratch_set_begun(struct wfs_scratches *t, uint64_t ino, unsigned ms)
 	s = *slot_of_ino(t, ino);
 	if (s) {
 		s->begun = true;
+		s->refused = false;
 		s->until_ns = now_ns() + (int64_t)ms * 1000000;
 	}
 	pthread_mutex_unlock(&t->lock);
@@ -247,6 +248,17 @@ void wfs_scratch_set_put(struct wfs_scratches *t, uint64_t ino)
 	s = *slot_of_ino(t, ino);
 	if (s)
 		s->put = true;
+	pthread_mutex_unlock(&t->lock);
+}
+
+void wfs_scratch_set_refused(struct wfs_scratches *t, uint64_t ino)
+{
+	struct wfs_scratch *s;
+
+	pthread_mutex_lock(&t->lock);
+	s = *slot_of_ino(t, ino);
+	if (s)
+		s->refused = true;
 	pthread_mutex_unlock(&t->lock);
 }
 

@@ -25,9 +25,10 @@ struct wfs_scratch {
 	uint64_t ino;
 	unsigned handles; /* open ones */
 	bool put;	  /* it is the model's */
-	bool begun;  /* it is no tensor yet, and whoever closed it comes back */
-	bool over;   /* there is a tensor of this name, which is what others see until it is put */
-	int32_t tid; /* over: the thread that has come to open it, and looks the name up once more
+	bool begun;   /* it is no tensor yet, and whoever closed it comes back */
+	bool refused; /* by its last close: nobody sees it, until another close puts it */
+	bool over;    /* there is a tensor of this name, which is what others see until it is put */
+	int32_t tid;  /* over: the thread that has come to open it, and looks the name up once more
 		      */
 	int64_t until_ns; /* without a handle it ends then; 0: it stays */
 	struct wfs_scratch *next;
@@ -68,6 +69,8 @@ void wfs_scratch_set_begun(struct wfs_scratches *t, uint64_t ino, unsigned ms);
 uint64_t wfs_scratch_take(struct wfs_scratches *t, uint64_t dir, const char *variant,
 	const char *name, uint64_t except);
 void wfs_scratch_set_put(struct wfs_scratches *t, uint64_t ino);
+/* What was closed was no tensor. Whoever still has it open may go on, and close it again. */
+void wfs_scratch_set_refused(struct wfs_scratches *t, uint64_t ino);
 /* A handle fewer. `is_tensor`: its name is a tensor's. True: its entry has ended and it was not
  * put: nobody needs the file. */
 bool wfs_scratch_close(struct wfs_scratches *t, uint64_t ino, bool is_tensor);

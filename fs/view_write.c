@@ -255,6 +255,9 @@ int wfs_view_flush(struct wfs_driver *d, struct wfs_handle *h)
 		wfs_scratch_set_begun(&d->scratches, ino, COMES_MS);
 		return 0;
 	}
+	/* The kernel says that a file is released after its close has returned. */
+	if (found < 0)
+		wfs_scratch_set_refused(&d->scratches, ino);
 	return found == -EBADMSG && failed ? failed : found;
 }
 

@@ -256,6 +256,33 @@ def test_wrong_content(directory, how):
             assert not any(file.startswith("kept.npy") for file in reasons(directory))
 
 
+def test_refused_is_not_there(directory):
+    """As soon as the close has failed; another descriptor of the file may go on to write it, and close it well."""
+    path = directory / ".tensors/new.npy"
+    content = npy(np.arange(10, dtype="<f4"))
+    first = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    second = os.dup(first)
+    os.write(first, content[:100])
+    assert errno_of(os.close, first) == errno.EBADMSG
+    assert not path.exists() and os.listdir(directory / ".tensors") == ["kept.npy"]
+    assert errno_of(os.unlink, path) == errno.ENOENT
+    os.write(second, content[100:])
+    os.close(second)
+    assert np.array_equal(np.load(path), np.arange(10, dtype="<f4"))
+
+
+def test_refused_is_made_anew(directory):
+    """While another descriptor still has the file that was refused."""
+    path = directory / ".tensors/new.npy"
+    first = os.open(path, os.O_WRONLY | os.O_CREAT)
+    second = os.dup(first)
+    os.write(first, b"no array")
+    assert errno_of(os.close, first) == errno.EBADMSG
+    np.save(path, np.ones(3, "<f4"))
+    errno_of(os.close, second)
+    assert np.array_equal(np.load(path), np.ones(3, "<f4"))
+
+
 def test_cut_in_place(directory):
     """truncate(2) of a tensor that waits, and of one in a shard: refused, or the old one stays."""
     for look in (False, True):
