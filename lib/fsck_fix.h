@@ -48,6 +48,14 @@ void wfs_fix_sayf(struct wfs_fix *fix, const char *kind, const char *noun, int64
 int wfs_fix_failed(struct wfs_fix *fix, const char *what);
 
 /*
+ * What is made in a store belongs to its owner, who is to be able to go on, though root repairs it: `name` in
+ * dir_fd gets the owner of the directory like_fd. 0 or -errno.
+ */
+int wfs_fix_give(int like_fd, int dir_fd, const char *name);
+/* mkdirat(2), 0700, for the owner; one that is there already is fine. */
+int wfs_fix_mkdir(int like_fd, int dir_fd, const char *name);
+
+/*
  * Statements. A letter of `types` for each parameter: 'i' int64_t, 'o' the same
  * with NULL for 0, 'b' const void * and size_t, 't' const char *. 0 or -errno. Number: 1 with the first column of
  * the first row, 0 where there is no row or it has NULL.

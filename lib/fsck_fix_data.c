@@ -16,6 +16,7 @@ static int set_aside(struct wfs_fix *fix, const char *path)
 {
 	WFS_AUTO_FREE char *to = NULL;
 	char *slash;
+	int ret;
 
 	if (fix->dry_run)
 		return 0;
@@ -23,12 +24,13 @@ static int set_aside(struct wfs_fix *fix, const char *path)
 		to = NULL;
 		return -ENOMEM;
 	}
-	if (mkdirat(fix->kept_fd, "data", 0700) != 0 && errno != EEXIST)
-		return wfs_err_errno(fix->run->err, -errno, "%s", to);
+	ret = wfs_fix_mkdir(fix->kept_fd, fix->kept_fd, "data");
 	slash = strrchr(to, '/');
 	*slash = '\0';
-	if (mkdirat(fix->kept_fd, to, 0700) != 0 && errno != EEXIST)
-		return wfs_err_errno(fix->run->err, -errno, "%s", to);
+	if (ret == 0)
+		ret = wfs_fix_mkdir(fix->kept_fd, fix->kept_fd, to);
+	if (ret)
+		return wfs_err_errno(fix->run->err, ret, "%s", to);
 	*slash = '/';
 	if (renameat(fix->run->data_fd, path, fix->kept_fd, to) != 0)
 		return wfs_err_errno(fix->run->err, -errno, "%s", to);
@@ -50,13 +52,15 @@ static int say_set_aside(struct wfs_fix *fix, const char *path, const char *why)
 static int link_as(struct wfs_fix *fix, const char *path, int64_t id)
 {
 	char to[WFS_FSCK_PATH_SIZE], dir[3] = "";
+	int ret;
 
 	if (fix->dry_run)
 		return 0;
 	wfs_fsck_data_path(id, to);
 	memcpy(dir, to, 2);
-	if (mkdirat(fix->run->data_fd, dir, 0700) != 0 && errno != EEXIST)
-		return wfs_err_errno(fix->run->err, -errno, "data/%s", dir);
+	ret = wfs_fix_mkdir(fix->run->data_fd, fix->run->data_fd, dir);
+	if (ret)
+		return wfs_err_errno(fix->run->err, ret, "data/%s", dir);
 	if (linkat(fix->run->data_fd, path, fix->run->data_fd, to, 0) != 0)
 		return wfs_err_errno(fix->run->err, -errno, "data/%s cannot be linked to data/%s", path, to);
 	/* Whoever put it there may have left it read-only; ours are written to. */

@@ -32,6 +32,8 @@ struct repair {
 
 static int take_lock(struct repair *r)
 {
+	int ret;
+
 	r->store_fd = open(r->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (r->store_fd < 0 && errno == ENOENT)
 		return wfs_err_set(r->err, -ENOENT, "store-missing", WFS_NO_OFFSET, "%s: no such store",
@@ -42,8 +44,9 @@ static int take_lock(struct repair *r)
 		return wfs_err_set(r->err, -ENOTEMPTY, "not-a-store", WFS_NO_OFFSET,
 			"%s is not a store: it has no file " DB, r->path);
 	r->lock_fd = openat(r->store_fd, "lock", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-	if (r->lock_fd < 0)
-		return wfs_err_errno(r->err, -errno, "%s/lock", r->path);
+	ret = r->lock_fd < 0 ? -errno : wfs_fix_give(r->store_fd, r->store_fd, "lock");
+	if (ret)
+		return wfs_err_errno(r->err, ret, "%s/lock", r->path);
 	if (flock(r->lock_fd, LOCK_EX | LOCK_NB) != 0)
 		return errno != EWOULDBLOCK
 			? wfs_err_errno(r->err, -errno, "%s/lock", r->path)
@@ -112,6 +115,7 @@ static int copy_file(int from_dir, int to_dir, const char *name)
 	WFS_AUTO_CLOSE int out = -1;
 	WFS_AUTO_FREE char *buf = malloc(COPY_SIZE);
 	ssize_t n;
+	int ret;
 
 	if (in < 0)
 		/* cppcheck-suppress memleak; WFS_AUTO_FREE */
@@ -122,6 +126,10 @@ static int copy_file(int from_dir, int to_dir, const char *name)
 	if (out < 0)
 		/* cppcheck-suppress memleak; WFS_AUTO_FREE */
 		return -errno;
+	ret = wfs_fix_give(to_dir, to_dir, name);
+	if (ret)
+		/* cppcheck-suppress memleak; WFS_AUTO_FREE */
+		return ret;
 	while ((n = read(in, buf, COPY_SIZE)) > 0)
 		if (write(out, buf, (size_t)n) != n)
 			return errno ? -errno : -ENOSPC;
@@ -146,8 +154,9 @@ static int keep_database(struct repair *r)
 		snprintf(name + len, sizeof(r->ret->kept) - len, ".%d", tries);
 	}
 	r->kept_fd = openat(r->store_fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-	if (r->kept_fd < 0)
-		return wfs_err_errno(r->err, -errno, "%s/%s", r->path, name);
+	ret = r->kept_fd < 0 ? -errno : wfs_fix_give(r->store_fd, r->store_fd, name);
+	if (ret)
+		return wfs_err_errno(r->err, ret, "%s/%s", r->path, name);
 	ret = copy_file(r->store_fd, r->kept_fd, DB);
 	if (ret == 0)
 		ret = copy_file(r->store_fd, r->kept_fd, DB "-wal");
@@ -290,6 +299,15 @@ static int run_rounds(struct wfs_fix *fix)
 	return ret == 0 && !fix->dry_run ? wfs_fix_exec(fix, "COMMIT", "") : ret;
 }
 
+/* An empty file, which SQLite takes for a new database; by itself it would make one that others can read. */
+static int make_work(struct repair *r)
+{
+	WFS_AUTO_CLOSE int fd = openat(r->store_fd, WORK, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+	int ret = fd < 0 ? -errno : wfs_fix_give(r->store_fd, r->store_fd, WORK);
+
+	return ret ? wfs_err_errno(r->err, ret, "%s/" WORK, r->path) : 0;
+}
+
 static int build_work(struct repair *r, struct wfs_fix *fix)
 {
 	WFS_AUTO_FREE char *from = path_in(r->path, DB), *to = path_in(r->path, WORK);
@@ -301,7 +319,9 @@ static int build_work(struct repair *r, struct wfs_fix *fix)
 	unlinkat(r->store_fd, WORK, 0);
 	unlinkat(r->store_fd, WORK "-wal", 0);
 	unlinkat(r->store_fd, WORK "-shm", 0);
-	ret = r->needs_salvage ? wfs_fsck_salvage(fix, from, to) : copy_database(r, from, to);
+	ret = make_work(r);
+	if (ret == 0)
+		ret = r->needs_salvage ? wfs_fsck_salvage(fix, from, to) : copy_database(r, from, to);
 	return ret ? ret : open_work(r, fix, to);
 }
 

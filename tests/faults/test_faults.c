@@ -30,6 +30,10 @@
 #include "tests/faults/world.h"
 #include "tests/unit/support.h"
 
+#ifdef WFS_COVERAGE
+void __gcov_dump(void);
+#endif
+
 #define DEFAULT_FAULTS 300
 #define HANG_SECONDS 60
 #define MOST_SHOWN 40
@@ -346,6 +350,9 @@ static void in_process(struct sweep *sw, void (*fn)(struct sweep *sw, const stru
 			signal(deadly[i], on_signal);
 		alarm(HANG_SECONDS);
 		fn(sw, t);
+#ifdef WFS_COVERAGE
+		__gcov_dump();
+#endif
 		_exit(0);
 	}
 	if (pid < 0 || waitpid(pid, &status, 0) != pid)

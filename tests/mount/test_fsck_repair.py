@@ -26,6 +26,7 @@ from support.mounts import Mount
 SEED = int(os.environ.get("FSCK_SEED", "1"))
 ROUNDS = int(os.environ.get("FSCK_ROUNDS", "200"))
 SHORT_ROUNDS = 4
+OTHER = 54321, 54321  # owner and group of a store that root repairs
 LIB = pathlib.Path(__file__).parents[2] / "lib"
 CHECKS = ["fsck_names", "fsck_content", "fsck_data", "fsck_bytes", "fsck_schema"]
 
@@ -215,6 +216,31 @@ def test_what_is_missing_as_a_whole_is_explained(weightfs, sound_store, tmp_path
     assert done.returncode == 1 and "put it back" in done.stderr
     (tmp_path / "elsewhere").rename(store / "data")
     assert fsck(weightfs, store)[0] == 0
+
+
+@pytest.mark.parametrize("damage", ["object-row-lost", "data-file-stray", "database-lost"])
+def test_owner_and_modes(weightfs, sound_store, tmp_path, damage):
+    """What is made is for the owner alone; also when root repairs the store of somebody else."""
+    store = copy_store(sound_store[0], tmp_path / "damaged")
+    owner = OTHER if os.geteuid() == 0 else (os.geteuid(), os.getegid())
+    if damage == "database-lost":
+        (store / "weightfs.db").write_bytes(b"not a database" * 1000)
+    elif damage == "data-file-stray":
+        (next((store / "data").iterdir()) / "what").write_bytes(b"a stray file")
+    else:
+        dict((d[0], d[2]) for d in DAMAGE)[damage](store)
+    for path in [store, *store.rglob("*")]:
+        os.chown(path, *owner)
+    old = os.umask(0)
+    try:
+        status, answer = run_repair(weightfs, store, "--bytes")
+    finally:
+        os.umask(old)
+    assert answer["repair"]["actions"], status
+    for path in store.rglob("*"):
+        at = path.lstat()
+        assert (at.st_uid, at.st_gid) == owner, path
+        assert at.st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path
 
 
 def test_a_database_that_is_none(weightfs, watchdog, sound_store, tmp_path):
