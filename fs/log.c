@@ -8,6 +8,8 @@
 #include <sys/stat.h>
 #include <time.h>
 
+#include "lib/owner.h"
+
 #define LOG_NAME "weightfs.log"
 #define LOG_MAX (4u << 20)
 
@@ -26,7 +28,11 @@ static int open_log(int dir_fd)
 		O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY, 0600);
 	struct stat st;
 
-	if (fd < 0 || (fstat(fd, &st) == 0 && S_ISREG(st.st_mode)))
+	if (fd >= 0 && fstat(fd, &st) == 0 && S_ISREG(st.st_mode)) {
+		wfs_owner_inherit(dir_fd, LOG_NAME);
+		return fd;
+	}
+	if (fd < 0)
 		return fd;
 	close(fd);
 	errno = EUCLEAN;

@@ -20,6 +20,7 @@ static const uint64_t kept =
 	BIT(CAP_SYS_ADMIN) |       /* registering files for passthrough; the unmount at the end */
 	BIT(CAP_DAC_OVERRIDE) |    /* a store of another user */
 	BIT(CAP_DAC_READ_SEARCH) |
+	BIT(CAP_CHOWN) |           /* lib/owner.h */
 	BIT(CAP_FOWNER) |          /* times of its data files */
 	BIT(CAP_LEASE) |           /* asking who has them open: lib/datafile.h */
 	BIT(CAP_LINUX_IMMUTABLE) | /* closing one off */

@@ -13,6 +13,7 @@ void wfs_datafiles_init(struct wfs_datafiles *t, int data_fd, bool read_only, un
 {
 	memset(t, 0, sizeof(*t));
 	t->data_fd = data_fd;
+	t->owner = wfs_owner_of(data_fd);
 	t->read_only = read_only;
 	t->max_open = max_open;
 	t->dirs_made = 1; /* by a process before this one, perhaps, which was killed before it synced them */
@@ -113,10 +114,12 @@ static int make_directory(struct wfs_datafiles *t, uint64_t id)
 
 	directory_name(id, name);
 	pthread_mutex_lock(&t->lock);
-	if (mkdirat(t->data_fd, name, 0700) == 0)
+	if (mkdirat(t->data_fd, name, 0700) == 0) {
+		wfs_owner_give(&t->owner, t->data_fd, name);
 		t->dirs_made++;
-	else if (errno != EEXIST)
+	} else if (errno != EEXIST) {
 		ret = -errno;
+	}
 	pthread_mutex_unlock(&t->lock);
 	return ret;
 }
@@ -137,7 +140,10 @@ static int create_at(struct wfs_datafiles *t, const char *path)
 	if (stat_regular(t, path, &st) == -EUCLEAN)
 		return -EUCLEAN;
 	fd = openat(t->data_fd, path, O_RDWR | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600);
-	return fd < 0 ? -errno : fd;
+	if (fd < 0)
+		return -errno;
+	wfs_owner_give(&t->owner, t->data_fd, path);
+	return fd;
 }
 
 int wfs_datafile_create(struct wfs_datafiles *t, uint64_t id)

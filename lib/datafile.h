@@ -22,6 +22,7 @@
 
 #include "lib/base.h"
 #include "lib/err.h"
+#include "lib/owner.h"
 
 #define WFS_DATAFILE_BUCKETS 4096
 
@@ -49,6 +50,7 @@ struct wfs_datafile {
 
 struct wfs_datafiles {
 	int data_fd; /* descriptor of STORE/data */
+	struct wfs_owner owner; /* of that directory */
 	bool read_only;
 	pthread_mutex_t lock;
 	/* under lock */

@@ -5,6 +5,8 @@
 #include <stdarg.h>
 #include <sys/stat.h>
 
+#include "lib/owner.h"
+
 #define COPY_SIZE (1 << 20)
 
 /* ---- what is said ---- */
@@ -294,44 +296,29 @@ int wfs_fix_open(struct wfs_fix *fix, int64_t id)
 	return openat(fix->run->data_fd, path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
 }
 
-int wfs_fix_give(int like_fd, int dir_fd, const char *name)
-{
-	struct stat like, st;
-
-	if (fstat(like_fd, &like) != 0 || fstatat(dir_fd, name, &st, AT_SYMLINK_NOFOLLOW) != 0)
-		return -errno;
-	if (like.st_uid == st.st_uid)
-		return 0;
-	return fchownat(dir_fd, name, like.st_uid, like.st_gid, AT_SYMLINK_NOFOLLOW) != 0 ? -errno : 0;
-}
-
-int wfs_fix_mkdir(int like_fd, int dir_fd, const char *name)
+int wfs_fix_mkdir(int dir_fd, const char *name)
 {
 	if (mkdirat(dir_fd, name, 0700) != 0)
 		return errno == EEXIST ? 0 : -errno;
-	return wfs_fix_give(like_fd, dir_fd, name);
+	wfs_owner_inherit(dir_fd, name);
+	return 0;
 }
 
 static int create_file(struct wfs_fix *fix, int64_t id)
 {
 	char path[WFS_FSCK_PATH_SIZE];
-	int dir = fix->run->data_fd, fd, ret;
+	int fd, ret;
 
 	wfs_fsck_data_path(id, path);
 	path[2] = '\0';
-	ret = wfs_fix_mkdir(dir, dir, path);
+	ret = wfs_fix_mkdir(fix->run->data_fd, path);
 	if (ret)
 		return ret;
 	path[2] = '/';
-	fd = openat(dir, path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+	fd = openat(fix->run->data_fd, path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
 	if (fd < 0)
 		return -errno;
-	ret = wfs_fix_give(dir, dir, path);
-	if (ret) {
-		close(fd);
-		unlinkat(dir, path, 0);
-		return ret;
-	}
+	wfs_owner_inherit(fix->run->data_fd, path);
 	return fd;
 }
 

@@ -47,13 +47,8 @@ void wfs_fix_sayf(struct wfs_fix *fix, const char *kind, const char *noun, int64
 /* A fault of the environment or of the copy: -errno, with the reason. */
 int wfs_fix_failed(struct wfs_fix *fix, const char *what);
 
-/*
- * What is made in a store belongs to its owner, who is to be able to go on, though root repairs it: `name` in
- * dir_fd gets the owner of the directory like_fd. 0 or -errno.
- */
-int wfs_fix_give(int like_fd, int dir_fd, const char *name);
-/* mkdirat(2), 0700, for the owner; one that is there already is fine. */
-int wfs_fix_mkdir(int like_fd, int dir_fd, const char *name);
+/* A directory for the store's owner alone; one that is there already is fine. 0 or -errno. */
+int wfs_fix_mkdir(int dir_fd, const char *name);
 
 /*
  * Statements. A letter of `types` for each parameter: 'i' int64_t, 'o' the same

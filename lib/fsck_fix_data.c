@@ -24,11 +24,11 @@ static int set_aside(struct wfs_fix *fix, const char *path)
 		to = NULL;
 		return -ENOMEM;
 	}
-	ret = wfs_fix_mkdir(fix->kept_fd, fix->kept_fd, "data");
+	ret = wfs_fix_mkdir(fix->kept_fd, "data");
 	slash = strrchr(to, '/');
 	*slash = '\0';
 	if (ret == 0)
-		ret = wfs_fix_mkdir(fix->kept_fd, fix->kept_fd, to);
+		ret = wfs_fix_mkdir(fix->kept_fd, to);
 	if (ret)
 		return wfs_err_errno(fix->run->err, ret, "%s", to);
 	*slash = '/';
@@ -58,7 +58,7 @@ static int link_as(struct wfs_fix *fix, const char *path, int64_t id)
 		return 0;
 	wfs_fsck_data_path(id, to);
 	memcpy(dir, to, 2);
-	ret = wfs_fix_mkdir(fix->run->data_fd, fix->run->data_fd, dir);
+	ret = wfs_fix_mkdir(fix->run->data_fd, dir);
 	if (ret)
 		return wfs_err_errno(fix->run->err, ret, "data/%s", dir);
 	if (linkat(fix->run->data_fd, path, fix->run->data_fd, to, 0) != 0)

@@ -10,6 +10,7 @@
 
 #include "lib/digest.h"
 #include "lib/fsck.h"
+#include "lib/owner.h"
 #include "lib/store_time.h"
 
 #define DB "weightfs.db"
@@ -32,8 +33,6 @@ struct repair {
 
 static int take_lock(struct repair *r)
 {
-	int ret;
-
 	r->store_fd = open(r->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (r->store_fd < 0 && errno == ENOENT)
 		return wfs_err_set(r->err, -ENOENT, "store-missing", WFS_NO_OFFSET, "%s: no such store",
@@ -44,9 +43,9 @@ static int take_lock(struct repair *r)
 		return wfs_err_set(r->err, -ENOTEMPTY, "not-a-store", WFS_NO_OFFSET,
 			"%s is not a store: it has no file " DB, r->path);
 	r->lock_fd = openat(r->store_fd, "lock", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-	ret = r->lock_fd < 0 ? -errno : wfs_fix_give(r->store_fd, r->store_fd, "lock");
-	if (ret)
-		return wfs_err_errno(r->err, ret, "%s/lock", r->path);
+	if (r->lock_fd < 0)
+		return wfs_err_errno(r->err, -errno, "%s/lock", r->path);
+	wfs_owner_inherit(r->store_fd, "lock");
 	if (flock(r->lock_fd, LOCK_EX | LOCK_NB) != 0)
 		return errno != EWOULDBLOCK
 			? wfs_err_errno(r->err, -errno, "%s/lock", r->path)
@@ -115,7 +114,6 @@ static int copy_file(int from_dir, int to_dir, const char *name)
 	WFS_AUTO_CLOSE int out = -1;
 	WFS_AUTO_FREE char *buf = malloc(COPY_SIZE);
 	ssize_t n;
-	int ret;
 
 	if (in < 0)
 		/* cppcheck-suppress memleak; WFS_AUTO_FREE */
@@ -126,10 +124,7 @@ static int copy_file(int from_dir, int to_dir, const char *name)
 	if (out < 0)
 		/* cppcheck-suppress memleak; WFS_AUTO_FREE */
 		return -errno;
-	ret = wfs_fix_give(to_dir, to_dir, name);
-	if (ret)
-		/* cppcheck-suppress memleak; WFS_AUTO_FREE */
-		return ret;
+	wfs_owner_inherit(to_dir, name);
 	while ((n = read(in, buf, COPY_SIZE)) > 0)
 		if (write(out, buf, (size_t)n) != n)
 			return errno ? -errno : -ENOSPC;
@@ -154,9 +149,9 @@ static int keep_database(struct repair *r)
 		snprintf(name + len, sizeof(r->ret->kept) - len, ".%d", tries);
 	}
 	r->kept_fd = openat(r->store_fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-	ret = r->kept_fd < 0 ? -errno : wfs_fix_give(r->store_fd, r->store_fd, name);
-	if (ret)
-		return wfs_err_errno(r->err, ret, "%s/%s", r->path, name);
+	if (r->kept_fd < 0)
+		return wfs_err_errno(r->err, -errno, "%s/%s", r->path, name);
+	wfs_owner_inherit(r->store_fd, name);
 	ret = copy_file(r->store_fd, r->kept_fd, DB);
 	if (ret == 0)
 		ret = copy_file(r->store_fd, r->kept_fd, DB "-wal");
@@ -303,9 +298,11 @@ static int run_rounds(struct wfs_fix *fix)
 static int make_work(struct repair *r)
 {
 	WFS_AUTO_CLOSE int fd = openat(r->store_fd, WORK, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-	int ret = fd < 0 ? -errno : wfs_fix_give(r->store_fd, r->store_fd, WORK);
 
-	return ret ? wfs_err_errno(r->err, ret, "%s/" WORK, r->path) : 0;
+	if (fd < 0)
+		return wfs_err_errno(r->err, -errno, "%s/" WORK, r->path);
+	wfs_owner_inherit(r->store_fd, WORK);
+	return 0;
 }
 
 static int build_work(struct repair *r, struct wfs_fix *fix)

@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 
+#include "lib/owner.h"
 #include "lib/store_priv.h"
 
 #define NAME "reserve"
@@ -38,6 +39,7 @@ static int take(struct wfs_store *s)
 
 	if (fd < 0)
 		return -errno;
+	wfs_owner_inherit(s->dir_fd, NAME);
 	ret = fallocate(fd, 0, 0, (off_t)WFS_RESERVE_BYTES) != 0 ? -errno : 0;
 	/* A disk that cannot reserve blocks has no reserve; its file would hold nothing. */
 	if (ret)

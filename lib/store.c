@@ -19,6 +19,7 @@
 #include "lib/damage.h"
 #include "lib/datafile_state.h"
 #include "lib/flush.h"
+#include "lib/owner.h"
 #include "lib/quota.h"
 #include "lib/recover.h"
 #include "lib/reserve.h"
@@ -381,6 +382,7 @@ static int take_lock(struct wfs_store *s, struct wfs_err *err)
 			"%s lies on a read-only file system; mount it with -o ro", s->path);
 	if (s->lock_fd < 0)
 		return wfs_err_errno(err, s->lock_fd, "%s/lock", s->path);
+	wfs_owner_inherit(s->dir_fd, "lock");
 	if (lock_patiently(s, LOCK_EX) != 0)
 		return is_in_use(s, err);
 	len = snprintf(text, sizeof(text), "%d\n", (int)getpid());
@@ -480,7 +482,10 @@ static int create_database(struct wfs_store *s)
 	WFS_AUTO_CLOSE int fd = openat(s->dir_fd, "weightfs.db",
 		O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
 
-	return fd < 0 || fchmod(fd, 0600) != 0 ? -errno : 0;
+	if (fd < 0 || fchmod(fd, 0600) != 0)
+		return -errno;
+	wfs_owner_inherit(s->dir_fd, "weightfs.db");
+	return 0;
 }
 
 static unsigned raise_file_limit(void)
@@ -521,6 +526,8 @@ static int open_database(struct wfs_store *s, struct wfs_err *err)
 		ret = hold_lock(s, err);
 	if (!ret && !exists && mkdirat(s->dir_fd, "data", 0700) != 0 && errno != EEXIST)
 		return wfs_err_errno(err, -errno, "%s/data", s->path);
+	if (!ret && !exists)
+		wfs_owner_inherit(s->dir_fd, "data");
 	s->db.digest_bits = s->options.digest_bits;
 	if (!ret && !exists && create_database(s) != 0)
 		return wfs_err_errno(err, -errno, "%s/weightfs.db", s->path);

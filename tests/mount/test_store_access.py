@@ -9,6 +9,7 @@ import subprocess
 
 import pytest
 
+from support import shards
 from support.files import MIB, errno_of, in_child, random_bytes, tree_hashes, write_file
 from support.mounts import data_files, wait_for
 
@@ -123,10 +124,35 @@ def test_other_users(unmounted, other_user):
     assert status.returncode == 1 and "a.bin" not in status.stdout + status.stderr
 
 
+@pytest.mark.root_only
+def test_store_of_another_user(unmounted, other_user):
+    """What root's driver makes in it is its owner's, who goes on with it afterwards."""
+    def theirs():
+        found = {path: path.lstat() for path in (unmounted.store, *unmounted.store.rglob("*"))}
+        assert all((at.st_uid, at.st_gid) == other_user[2:4] for at in found.values()), found
+        assert all(at.st_mode & 0o077 == 0 for at in found.values())
+        return found
+
+    unmounted.store.mkdir(mode=0o700, exist_ok=True)
+    os.chown(unmounted.store, *other_user[2:4])
+    for _ in range(2):
+        unmounted.mount()
+        write_file(unmounted.dir / "small", b"small")
+        write_file(unmounted.dir / "a.bin", random_bytes(1, MIB))
+        write_file(unmounted.dir / "m.safetensors", shards.valid())
+        unmounted.wait_sealed()
+        unmounted.umount()
+        assert len(theirs()) > 8
+        (unmounted.store / "weightfs.log").unlink()
+    done = subprocess.run([unmounted.weightfs, "verify", unmounted.store], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    theirs()
+
+
 # ---- what the driver gives up ----
 
-KEPT = {"dac_override": 1, "dac_read_search": 2, "fowner": 3, "linux_immutable": 9, "sys_admin": 21, "sys_resource": 24,
-        "lease": 28}
+KEPT = {"chown": 0, "dac_override": 1, "dac_read_search": 2, "fowner": 3, "linux_immutable": 9, "sys_admin": 21,
+        "sys_resource": 24, "lease": 28}
 
 
 def status_of(pid):
