@@ -582,7 +582,7 @@ static int check_version(struct wfs_db *db, struct wfs_err *err)
 		int ret = wfs_db_trust_schema(db->handle, wfs_schema_sql, err);
 
 		if (ret || version == WFS_DB_VERSION)
-			return ret;
+			return ret > 0 ? open_failed(db, ret, err) : ret;
 	}
 	if (db->read_only || version > WFS_DB_VERSION)
 		return wfs_db_migrate(db->handle, (unsigned)version, WFS_DB_VERSION, NULL, 0, err);
@@ -645,8 +645,10 @@ static int open_wal(struct wfs_db *db, struct wfs_err *err)
 	if (code != SQLITE_OK)
 		return open_failed(db, code, err);
 	db->commits++;
-	if (asprintf(&path, "%s-wal", db->path) < 0)
+	if (asprintf(&path, "%s-wal", db->path) < 0) {
+		path = NULL;
 		return -ENOMEM;
+	}
 	db->wal_fd = open(path, O_RDWR | O_NOFOLLOW | O_CLOEXEC);
 	if (db->wal_fd < 0)
 		return wfs_err_errno(err, -errno, "%s", path);

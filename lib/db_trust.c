@@ -182,8 +182,11 @@ static int check_row(sqlite3_stmt *row, const struct words *known, struct wfs_er
 {
 	const char *name = (const char *)sqlite3_column_text(row, 0);
 	const char *sql = (const char *)sqlite3_column_text(row, 1);
-	const char *foreign = sql ? find_foreign(sql, known) : NULL;
+	const char *foreign;
 
+	if (!sql) /* as an index has it that SQLite made itself; or there was no memory for the text */
+		return sqlite3_column_type(row, 1) == SQLITE_NULL ? 0 : -ENOMEM;
+	foreign = find_foreign(sql, known);
 	if (!foreign)
 		return 0;
 	return wfs_err_set(err, -EUCLEAN, "store-damaged", WFS_NO_OFFSET,
@@ -201,14 +204,11 @@ int wfs_db_trust_schema(sqlite3 *handle, const char *known, struct wfs_err *err)
 	if (ret)
 		return ret;
 	code = sqlite3_prepare_v2(handle, "SELECT name, sql FROM sqlite_schema", -1, &row, NULL);
-	while (code == SQLITE_OK && ret == 0 && sqlite3_step(row) == SQLITE_ROW)
+	while (code == SQLITE_OK && ret == 0 && (code = sqlite3_step(row)) == SQLITE_ROW) {
 		ret = check_row(row, &words, err);
-	/* After an error of a step, too. What cannot be read meets its reader again. */
+		code = SQLITE_OK;
+	}
 	sqlite3_finalize(row);
 	free(words.list);
-	if (code == SQLITE_OK || ret)
-		return ret;
-	return wfs_err_set(err, -EUCLEAN, "store-damaged", WFS_NO_OFFSET,
-		"%s is damaged: %s; run weightfs fsck", sqlite3_db_filename(handle, "main"),
-		sqlite3_errmsg(handle));
+	return ret || code == SQLITE_DONE ? ret : code;
 }

@@ -26,7 +26,7 @@ int wfs_db_trust_nothing(sqlite3 *handle);
 /*
  * Does the schema say nothing but what `known`, the text of ours, does in some order: no name of a
  * function, a module or a column that is not in it? Made before anything else is
- * prepared. 0, -EUCLEAN with the reason store-damaged, or another error.
+ * prepared. 0; -EUCLEAN with the reason store-damaged; -ENOMEM; where it cannot be read, the code of SQLite.
  */
 int wfs_db_trust_schema(sqlite3 *handle, const char *known, struct wfs_err *err);
 
