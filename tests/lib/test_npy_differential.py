@@ -361,6 +361,7 @@ def test_every_length_of_a_built_header(helper):
     assert set(compare(helper, files)) == {"valid"}
 
 
+@pytest.mark.long
 def test_large_arrays(helper):
     """More than a tile and more than one read, in every element size."""
     files = []
@@ -407,6 +408,7 @@ def test_every_spelling_of_a_dtype(helper):
     assert compare(helper, files).count("valid") > 13 * 5
 
 
+@pytest.mark.long
 def test_sizes_at_the_limit(helper):
     """Empty arrays, of dimensions whose product is near 2^63."""
     sizes = [1, 2, 4, 2**31, 2**32, 2**60, 2**60 - 1, 2**61 - 1, 2**61, 2**62, 2**63 - 1, 2**63, 2**64 - 1, 2**64]
@@ -458,6 +460,7 @@ def test_python_2_headers(helper):
     assert "valid" in verdicts
 
 
+@pytest.mark.long
 def test_padding(helper):
     """White space before and behind the dict."""
     files = []

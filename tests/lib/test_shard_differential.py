@@ -404,6 +404,7 @@ def mutated(rng, text):
     return text
 
 
+@pytest.mark.long
 def test_mutated_indexes(rebuilt):
     """Read exactly where Python reads it, but for what jansson does not hold; and then the same."""
     rng = rng_of("mutated")

@@ -179,6 +179,7 @@ def test_state(mount, plain, safe):
     in_each_state(mount, check)
 
 
+@pytest.mark.long
 def test_automatic_names(mount, plain):
     """automatic_checkpoint_naming with a limit: the oldest go, the last is loaded without being named."""
     kept = ["checkpoint_2", "checkpoint_3"]
@@ -228,6 +229,7 @@ def load_together(rank, directory, outcome):
     return same(run.outcome(), torch.load(f"{outcome}-{rank}", weights_only=False))
 
 
+@pytest.mark.long
 def test_two_processes(mount, plain, pair, tmp_path):
     """Two processes save one state, each its random numbers; both load it, and one loads it alone."""
     for base in (mount.dir, plain):

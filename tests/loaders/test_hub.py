@@ -346,6 +346,7 @@ def verify():
     return found.checked_count, wrong, found.missing_paths, found.extra_paths
 
 
+@pytest.mark.long
 def test_verified_and_repaired(mount, client_of, hub, model, revisions):
     """`hf cache verify` finds a changed blob; force_download replaces it, and who has it mapped keeps it."""
     client = client_of(mount.dir / "home")
@@ -385,6 +386,7 @@ def clean_cache(commit):
     return before, strategy.expected_freed_size, said()
 
 
+@pytest.mark.long
 def test_revisions_deleted(mount, plain, client_of, hub, model, revisions):
     """scan_cache_dir and delete_revisions as on the disk; what only that revision had is given back, and the
     rest by `hf cache rm`."""

@@ -166,6 +166,7 @@ def test_distributed_checkpoint(mount, consolidate):
     assert all(torch.equal(loaded[name], state[name]) for name in state)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(240)
 def test_trainer(mount):
     """Trainer with rotation, resumed from its last checkpoint: the right ones are kept, by directory mtime."""

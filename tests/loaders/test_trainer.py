@@ -281,6 +281,7 @@ def test_killed_at_any_moment(mount, plain, training, uninterrupted, what, seed)
     what(mount, plain, training, uninterrupted(), random.Random(seed).random() * 0.04)
 
 
+@pytest.mark.long
 def test_three_at_once(mount, training, uninterrupted):
     """Three trainings save into one mount at the same time; a fourth resumes there meanwhile."""
     training(mount.dir / "3", seed=3, killed_after=3).outcome()

@@ -481,6 +481,7 @@ LOAD_CUSTOM = """
 """
 
 
+@pytest.mark.long
 def test_custom_code(mount, plain, tmp_path, monkeypatch):
     """A model with its own code is saved and loaded with it; the cache of modules is on the mount, too."""
     package = mount.dir / "custom_code_package"
@@ -536,6 +537,7 @@ LOADS = {
 }
 
 
+@pytest.mark.long
 def test_load_options(mount, plain):
     """Each way to load: equal to what it loads from a plain directory, and computes the same."""
     for base in (mount.dir, plain):
@@ -584,6 +586,7 @@ def load_by_threads(directory):
             models.assert_equal(loaded, model)
 
 
+@pytest.mark.long
 def test_loaded_by_threads(mount):
     """Eight threads load models of one directory at once; each has its own equal one.
 
@@ -600,6 +603,7 @@ def test_loaded_by_threads(mount):
     in_each_state(mount, check)
 
 
+@pytest.mark.long
 def test_generates(mount, plain):
     """Model and tokenizer write what those from a plain directory write; as a pipeline, too."""
     for base in (mount.dir, plain):

@@ -218,6 +218,7 @@ git status --short
 """)
 
 
+@pytest.mark.long
 def test_branches(pair):
     """Branches changed, stashed, rebased, merged with a conflict, bisected, in a second work tree."""
     make_repository(pair)
@@ -261,6 +262,7 @@ def clone(pair, ways):
     assert_same_work_trees(pair)
 
 
+@pytest.mark.long
 def test_clones(pair):
     """With hard links, by the protocol, and with objects shared: each is the same repository, and clean."""
     clone(pair, CLONES)
@@ -376,6 +378,7 @@ def assert_kept_once(mount, before):
     assert len({sha256(path) for path in found}) == SHARDS
 
 
+@pytest.mark.long
 def test_lfs(pair):
     """Track, commit, push to a file remote, clone, pull: shards and pointers as in a plain directory.
 
@@ -418,6 +421,7 @@ def test_lfs(pair):
         pair.each(lambda root: assert_model_is(root / directory, version=1))
 
 
+@pytest.mark.long
 def test_lfs_pointers(pair):
     """With GIT_LFS_SKIP_SMUDGE a shard's name holds a pointer; git lfs pull puts the shard in its place."""
     make_lfs_repository(pair)

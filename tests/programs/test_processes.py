@@ -322,6 +322,7 @@ ls
 """)
 
 
+@pytest.mark.long
 def test_removing(pair):
     """rm of deep and wide trees, also while they are listed; chmod -R; nothing stays."""
     pair.run_each(REMOVING)

@@ -503,6 +503,7 @@ def prepare_build(directory):
     write_file(directory / "part.c", b'#include "part.h"\nint part(void) { return 42; }\n')
 
 
+@pytest.mark.long
 def test_building(pair):
     """make builds what is older, by times in nanoseconds; programs and libraries run from the mount."""
     for name in BUILDING:
@@ -542,6 +543,7 @@ PIP_OPTIONS = {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_CACHE_DIR": "1", "P
                "PIP_FIND_LINKS": ".", "PIP_ROOT_USER_ACTION": "ignore", "PYTHON": sys.executable}
 
 
+@pytest.mark.long
 def test_python(pair):
     """pip install --target, byte code, modules in a zip file, a virtual environment: made and run there."""
     pair.each(make_wheel)
