@@ -280,7 +280,9 @@ $(FUZZ_BIN): $(BUILD)/fuzz-%: $(BUILD)/obj/tests/fuzz/libfuzzer-%.o $(BUILD)/obj
 	$(call say,LD,$@)$(LINK) -fsanitize=fuzzer -o $@ $^ $(PKG_LIBS)
 
 $(filter-out %/test_faults,$(UNIT_BIN)): $(BUILD)/tests/%: $(BUILD)/obj/tests/unit/%.o $(call obj,$(UNIT_SUPPORT)) $(LIB)
-	$(call say,LD,$@)mkdir -p $(@D) && $(LINK) -o $@ $(filter %.o,$^) $(LIB) -lcmocka $(PKG_LIBS)
+	$(call say,LD,$@)mkdir -p $(@D) && $(LINK) -o $@ $(filter %.o,$^) $(LIB) $(WRAP) -lcmocka $(PKG_LIBS)
+
+$(BUILD)/tests/test_array: private WRAP := -Wl,--wrap=reallocarray
 
 # Allocations of lib/ are caught by the linker, system calls by standing before the C library.
 $(BUILD)/tests/test_faults: $(call obj,$(FAULT_SRC) $(UNIT_SUPPORT)) $(LIB)

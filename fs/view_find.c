@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 
 #include "fs/driver.h"
+#include "lib/array.h"
 #include "lib/model_write.h"
 #include "lib/npy.h"
 #include "lib/shard_name.h"
@@ -481,15 +482,8 @@ static int add_name(void *ctx, const struct wfs_dirent *entry)
 	l->seen++;
 	if (l->model && is_replaced(l->model, entry->name))
 		return 0;
-	if (l->n_names == l->room) {
-		size_t room = l->room ? 2 * l->room : 16;
-		char **grown = reallocarray(l->names, room, sizeof(*grown));
-
-		if (!grown)
-			return -ENOMEM;
-		l->names = grown;
-		l->room = room;
-	}
+	if (WFS_ARRAY_ROOM(l->names, l->n_names, l->room))
+		return -ENOMEM;
 	l->names[l->n_names] = strdup(entry->name);
 	return l->names[l->n_names] ? (l->n_names++, 0) : -ENOMEM;
 }

@@ -6,6 +6,7 @@
 #include <time.h>
 
 #include "fs/log.h"
+#include "lib/array.h"
 #include "lib/collect.h"
 #include "lib/model.h"
 #include "lib/name.h"
@@ -84,15 +85,8 @@ static void push(struct wfs_work *w, struct wfs_work_item item)
 {
 	size_t i = w->n;
 
-	if (w->n == w->room) {
-		size_t room = w->room ? 2 * w->room : 64;
-		struct wfs_work_item *grown = reallocarray(w->heap, room, sizeof(*grown));
-
-		if (!grown)
-			return; /* it stays dirty until the unmount or the next mount */
-		w->heap = grown;
-		w->room = room;
-	}
+	if (WFS_ARRAY_ROOM(w->heap, w->n, w->room))
+		return; /* it stays dirty until the unmount or the next mount */
 	w->heap[w->n++] = item;
 	for (; i > 0 && w->heap[i].due_ns < w->heap[(i - 1) / 2].due_ns; i = (i - 1) / 2)
 		swap(&w->heap[i], &w->heap[(i - 1) / 2]);
@@ -255,17 +249,8 @@ void wfs_work_seal_all(struct wfs_work *w)
 void wfs_work_drop(struct wfs_work *w, uint64_t ino)
 {
 	pthread_mutex_lock(&w->lock);
-	if (w->n_dead == w->dead_room) {
-		size_t room = w->dead_room ? 2 * w->dead_room : 64;
-		uint64_t *grown = reallocarray(w->dead, room, sizeof(*grown));
-
-		if (grown) {
-			w->dead = grown;
-			w->dead_room = room;
-		}
-	}
 	/* Without memory it is dropped at the unmount. */
-	if (w->n_dead < w->dead_room)
+	if (WFS_ARRAY_ROOM(w->dead, w->n_dead, w->dead_room) == 0)
 		w->dead[w->n_dead++] = ino;
 	pthread_mutex_unlock(&w->lock);
 }

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/statvfs.h>
 
+#include "lib/array.h"
 #include "lib/backup_priv.h"
 #include "lib/hold.h"
 #include "lib/reserve.h"
@@ -145,15 +146,8 @@ static int prune(struct wfs_backup *b)
 
 static int add_file(struct wfs_backup *b, size_t *room, sqlite3_stmt *row)
 {
-	if (b->n_files == *room) {
-		struct wfs_backup_file *grown;
-
-		*room = *room ? 2 * *room : 256;
-		grown = reallocarray(b->files, *room, sizeof(*grown));
-		if (!grown)
-			return -ENOMEM;
-		b->files = grown;
-	}
+	if (WFS_ARRAY_ROOM(b->files, b->n_files, *room))
+		return -ENOMEM;
 	b->files[b->n_files++] = (struct wfs_backup_file){
 		.id = (uint64_t)sqlite3_column_int64(row, 0),
 		.ino = (uint64_t)sqlite3_column_int64(row, 1),

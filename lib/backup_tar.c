@@ -5,6 +5,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "lib/array.h"
 #include "lib/backup_priv.h"
 #include "lib/tar.h"
 
@@ -59,15 +60,8 @@ static int add_id(struct ids *s, uint64_t id)
 
 	if (has_id(s, id))
 		return 0;
-	if (s->n == s->room) {
-		size_t room = s->room ? 2 * s->room : 256;
-		uint64_t *grown = reallocarray(s->list, room, sizeof(*grown));
-
-		if (!grown)
-			return -ENOMEM;
-		s->list = grown;
-		s->room = room;
-	}
+	if (WFS_ARRAY_ROOM(s->list, s->n, s->room))
+		return -ENOMEM;
 	memmove(&s->list[at + 1], &s->list[at], (s->n - at) * sizeof(*s->list));
 	s->list[at] = id;
 	s->n++;
@@ -78,15 +72,8 @@ static int add_id(struct ids *s, uint64_t id)
 
 static int add_range(struct archive *a, uint64_t from, uint64_t to)
 {
-	if (a->n_ranges == a->ranges_room) {
-		size_t room = a->ranges_room ? 2 * a->ranges_room : 64;
-		struct wfs_tar_range *grown = reallocarray(a->ranges, room, sizeof(*grown));
-
-		if (!grown)
-			return -ENOMEM;
-		a->ranges = grown;
-		a->ranges_room = room;
-	}
+	if (WFS_ARRAY_ROOM(a->ranges, a->n_ranges, a->ranges_room))
+		return -ENOMEM;
 	a->ranges[a->n_ranges++] = (struct wfs_tar_range){ from, to - from };
 	return 0;
 }

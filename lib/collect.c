@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "lib/array.h"
 #include "lib/crash.h"
 #include "lib/damage.h"
 #include "lib/datafile_state.h"
@@ -147,15 +148,8 @@ static int add_gap(struct gaps *gaps, uint64_t from, uint64_t to, uint64_t block
 	to = to / block * block;
 	if (to <= from)
 		return 0;
-	if (gaps->n == gaps->room) {
-		size_t room = gaps->room ? 2 * gaps->room : 16;
-		struct gap *grown = reallocarray(gaps->list, room, sizeof(*grown));
-
-		if (!grown)
-			return -ENOMEM;
-		gaps->list = grown;
-		gaps->room = room;
-	}
+	if (WFS_ARRAY_ROOM(gaps->list, gaps->n, gaps->room))
+		return -ENOMEM;
 	gaps->list[gaps->n++] = (struct gap){ from, to - from };
 	return 0;
 }

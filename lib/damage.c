@@ -2,6 +2,7 @@
 
 #include <errno.h>
 
+#include "lib/array.h"
 #include "lib/object.h"
 #include "lib/store_priv.h"
 #include "lib/whole.h"
@@ -54,15 +55,8 @@ static int add_range(struct ranges *r, sqlite3_stmt *row)
 	r->marks++;
 	if (sqlite3_column_type(row, 1) == SQLITE_NULL)
 		return 0;
-	if (r->n == r->room) {
-		size_t room = r->room ? 2 * r->room : 16;
-		struct wfs_bad_range *grown = reallocarray(r->list, room, sizeof(*grown));
-
-		if (!grown)
-			return -ENOMEM;
-		r->list = grown;
-		r->room = room;
-	}
+	if (WFS_ARRAY_ROOM(r->list, r->n, r->room))
+		return -ENOMEM;
 	r->list[r->n++] = (struct wfs_bad_range){
 		.data_file = (uint64_t)sqlite3_column_int64(row, 1),
 		.offset = (uint64_t)sqlite3_column_int64(row, 2),
@@ -220,45 +214,11 @@ int wfs_damage_set(struct wfs_store *s, const struct wfs_damage *list, size_t n,
 	return ret || *ret_n == 0 ? ret : wfs_store_sync(s);
 }
 
-static int list_locked(struct wfs_store *s, uint64_t **ret, size_t *ret_n)
-{
-	sqlite3_stmt *row;
-	size_t room = 0;
-	int more;
-
-	for (more = wfs_db_first(&s->db, WFS_Q_DAMAGE_PLACES, &row, ""); more > 0;
-		more = wfs_db_next(&s->db, row)) {
-		if (*ret_n == room) {
-			uint64_t *grown;
-
-			room = room ? 2 * room : 16;
-			grown = reallocarray(*ret, room, sizeof(*grown));
-			if (!grown) {
-				wfs_db_done(row);
-				return -ENOMEM;
-			}
-			*ret = grown;
-		}
-		(*ret)[(*ret_n)++] = (uint64_t)sqlite3_column_int64(row, 0);
-	}
-	return more;
-}
-
 int wfs_damage_list(struct wfs_store *s, uint64_t **ret, size_t *ret_n)
 {
-	uint64_t *list = NULL;
-	size_t n = 0;
 	int err = wfs_db_begin_read(&s->db);
 
-	if (!err)
-		err = wfs_db_end(&s->db, list_locked(s, &list, &n));
-	if (err) {
-		free(list);
-		return err;
-	}
-	*ret = list;
-	*ret_n = n;
-	return 0;
+	return err ? err : wfs_db_end(&s->db, wfs_db_list(&s->db, WFS_Q_DAMAGE_PLACES, ret, ret_n, ""));
 }
 
 /* ---- whole copies ---- */

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "lib/array.h"
 #include "lib/content.h"
 #include "lib/damage.h"
 #include "lib/name.h"
@@ -33,15 +34,8 @@ static int compare_ids(const void *a, const void *b)
 
 static int add_hit(struct hits *hits, sqlite3_stmt *row)
 {
-	if (hits->n == hits->room) {
-		size_t room = hits->room ? 2 * hits->room : 16;
-		struct hit *grown = reallocarray(hits->list, room, sizeof(*grown));
-
-		if (!grown)
-			return -ENOMEM;
-		hits->list = grown;
-		hits->room = room;
-	}
+	if (WFS_ARRAY_ROOM(hits->list, hits->n, hits->room))
+		return -ENOMEM;
 	hits->list[hits->n++] = (struct hit){
 		.manifest = (uint64_t)sqlite3_column_int64(row, 0),
 		.seq = (uint64_t)sqlite3_column_int64(row, 1),
@@ -122,25 +116,6 @@ static int place_hits(struct wfs_store *s, struct group *g)
 	return WFS_MIN(more, 0);
 }
 
-static int list_inodes(struct wfs_store *s, struct group *g)
-{
-	sqlite3_stmt *row;
-	int more;
-
-	for (more = wfs_db_first(&s->db, WFS_Q_DAMAGE_INODES, &row, "i", g->hits->manifest);
-		more > 0; more = wfs_db_next(&s->db, row)) {
-		uint64_t *grown = reallocarray(g->inos, g->n_inos + 1, sizeof(*grown));
-
-		if (!grown) {
-			wfs_db_done(row);
-			return -ENOMEM;
-		}
-		g->inos = grown;
-		g->inos[g->n_inos++] = (uint64_t)sqlite3_column_int64(row, 0);
-	}
-	return more;
-}
-
 static int load_group(struct wfs_store *s, struct group *g)
 {
 	int ret = wfs_db_begin_read(&s->db);
@@ -149,7 +124,8 @@ static int load_group(struct wfs_store *s, struct group *g)
 		return ret;
 	ret = place_hits(s, g);
 	if (ret == 0)
-		ret = list_inodes(s, g);
+		ret = wfs_db_list(&s->db, WFS_Q_DAMAGE_INODES, &g->inos, &g->n_inos, "i",
+			g->hits->manifest);
 	/* A content that does not add up has no header that could be read. */
 	if (ret == 0 && wfs_content_load(&s->db, &s->datafiles, g->hits->manifest, &g->content) < 0)
 		g->content = NULL;
@@ -221,19 +197,17 @@ struct name {
 static int list_names(struct wfs_store *s, uint64_t ino, struct name **ret, size_t *ret_n)
 {
 	sqlite3_stmt *row;
+	size_t room = 0;
 	int more = wfs_db_begin_read(&s->db);
 
 	if (more)
 		return more;
 	for (more = wfs_db_first(&s->db, WFS_Q_DAMAGE_NAMES, &row, "i", ino); more > 0;
 		more = wfs_db_next(&s->db, row)) {
-		struct name *grown = reallocarray(*ret, *ret_n + 1, sizeof(*grown));
 		const char *blob = sqlite3_column_blob(row, 1);
 		char *text = strndup(blob ? blob : "", (size_t)sqlite3_column_bytes(row, 1));
 
-		if (grown)
-			*ret = grown;
-		if (!grown || !text) {
+		if (!text || WFS_ARRAY_ROOM(*ret, *ret_n, room)) {
 			free(text);
 			wfs_db_done(row);
 			more = -ENOMEM;

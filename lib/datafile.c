@@ -9,6 +9,8 @@
 #include <string.h>
 #include <sys/ioctl.h>
 
+#include "lib/array.h"
+
 void wfs_datafiles_init(struct wfs_datafiles *t, int data_fd, bool read_only, unsigned max_open)
 {
 	memset(t, 0, sizeof(*t));
@@ -580,18 +582,10 @@ bool wfs_datafile_is_unsure(struct wfs_datafiles *t, uint64_t id)
 /* Under the lock. */
 static void add_unsure(struct wfs_datafiles *t, uint64_t id)
 {
-	if (t->n_unsure == t->unsure_room) {
-		size_t room = t->unsure_room ? 2 * t->unsure_room : 16;
-		uint64_t *grown = reallocarray(t->unsure, room, sizeof(*grown));
-
-		if (!grown) {
-			t->all_unsure = true;
-			return;
-		}
-		t->unsure = grown;
-		t->unsure_room = room;
-	}
-	t->unsure[t->n_unsure++] = id;
+	if (WFS_ARRAY_ROOM(t->unsure, t->n_unsure, t->unsure_room))
+		t->all_unsure = true;
+	else
+		t->unsure[t->n_unsure++] = id;
 }
 
 void wfs_datafile_set_unsure(struct wfs_datafiles *t, uint64_t id, bool unsure)

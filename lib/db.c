@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "lib/array.h"
 #include "lib/crash.h"
 #include "lib/db_priv.h"
 #include "lib/db_trust.h"
@@ -197,6 +198,34 @@ int wfs_db_number(struct wfs_db *db, enum wfs_query q, uint64_t *ret, const char
 	*ret = (uint64_t)sqlite3_column_int64(stmt, 0);
 	wfs_db_done(stmt);
 	return found;
+}
+
+int wfs_db_list(struct wfs_db *db, enum wfs_query q, uint64_t **ret, size_t *ret_n,
+	const char *types, ...)
+{
+	uint64_t *list = NULL;
+	size_t n = 0, room = 0;
+	sqlite3_stmt *stmt;
+	va_list ap;
+	int more;
+
+	va_start(ap, types);
+	more = prepare(db, q, &stmt, types, &ap);
+	va_end(ap);
+	while (more == 0 && (more = wfs_db_next(db, stmt)) > 0) {
+		more = WFS_ARRAY_ROOM(list, n, room);
+		if (more)
+			wfs_db_done(stmt);
+		else
+			list[n++] = (uint64_t)sqlite3_column_int64(stmt, 0);
+	}
+	if (more) {
+		free(list);
+		return more;
+	}
+	*ret = list;
+	*ret_n = n;
+	return 0;
 }
 
 uint64_t wfs_db_insert_id(struct wfs_db *db)

@@ -124,6 +124,10 @@ void wfs_db_done(sqlite3_stmt *stmt);
 /* One number: 1 with *ret, 0 if there is no row (or NULL), or -errno. */
 int wfs_db_number(struct wfs_db *db, enum wfs_query q, uint64_t *ret, const char *types, ...);
 
+/* The numbers of all rows; the caller frees the list, which is NULL where there are none. */
+int wfs_db_list(struct wfs_db *db, enum wfs_query q, uint64_t **ret, size_t *ret_n,
+	const char *types, ...);
+
 uint64_t wfs_db_insert_id(struct wfs_db *db);
 int wfs_db_changes(struct wfs_db *db);
 

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "lib/array.h"
 #include "lib/crash.h"
 #include "lib/file_priv.h"
 #include "lib/seal.h"
@@ -138,20 +139,10 @@ int wfs_flush_take_back(struct wfs_file *f)
 
 int wfs_flush_later(struct wfs_store *s, uint64_t ino)
 {
-	int ret = 0;
+	int ret;
 
 	pthread_mutex_lock(&s->flush_lock);
-	if (s->n_flush == s->flush_room) {
-		size_t room = s->flush_room ? 2 * s->flush_room : 16;
-		uint64_t *grown = reallocarray(s->flush, room, sizeof(*grown));
-
-		if (grown) {
-			s->flush = grown;
-			s->flush_room = room;
-		} else {
-			ret = -ENOMEM;
-		}
-	}
+	ret = WFS_ARRAY_ROOM(s->flush, s->n_flush, s->flush_room);
 	if (ret == 0)
 		s->flush[s->n_flush++] = ino;
 	pthread_mutex_unlock(&s->flush_lock);

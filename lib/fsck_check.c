@@ -5,6 +5,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "lib/array.h"
+
 /* ---- lines and findings ---- */
 
 void wfs_fsck_add(struct wfs_fsck_line *line, const char *fmt, ...)
@@ -284,16 +286,9 @@ int wfs_fsck_find_excused(struct wfs_fsck_run *run)
 	run->n_excused = 0;
 	ret = wfs_fsck_query(run, damaged_objects, &stmt);
 	while (ret >= 0 && (ret = wfs_fsck_step(run, stmt)) > 0) {
-		if (run->n_excused == room) {
-			int64_t *grown;
-
-			room = room ? 2 * room : 64;
-			grown = reallocarray(run->excused, room, sizeof(*grown));
-			if (!grown) {
-				ret = -ENOMEM;
-				break;
-			}
-			run->excused = grown;
+		if (WFS_ARRAY_ROOM(run->excused, run->n_excused, room)) {
+			ret = -ENOMEM;
+			break;
 		}
 		run->excused[run->n_excused++] = sqlite3_column_int64(stmt, 0);
 	}

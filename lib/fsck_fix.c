@@ -5,6 +5,7 @@
 #include <stdarg.h>
 #include <sys/stat.h>
 
+#include "lib/array.h"
 #include "lib/owner.h"
 
 #define COPY_SIZE (1 << 20)
@@ -132,15 +133,8 @@ static int add_row(struct wfs_fix_rows *rows, size_t *room, sqlite3_stmt *stmt)
 {
 	int columns = sqlite3_column_count(stmt);
 
-	if (rows->n == *room) {
-		struct wfs_fix_row *grown;
-
-		*room = *room ? 2 * *room : 16;
-		grown = reallocarray(rows->list, *room, sizeof(*grown));
-		if (!grown)
-			return -ENOMEM;
-		rows->list = grown;
-	}
+	if (WFS_ARRAY_ROOM(rows->list, rows->n, *room))
+		return -ENOMEM;
 	rows->list[rows->n++] = (struct wfs_fix_row){
 		.a = sqlite3_column_int64(stmt, 0),
 		.b = columns > 1 ? sqlite3_column_int64(stmt, 1) : 0,

@@ -4,6 +4,8 @@
 #include <errno.h>
 #include <string.h>
 
+#include "lib/array.h"
+
 #define IS_REG WFS_FSCK_IS_REG
 
 /* ---- objects and data files ---- */
@@ -543,18 +545,10 @@ static void note_bad(void *ctx, int64_t id)
 {
 	struct bad_lists *bad = ctx;
 
-	if (bad->n == bad->room) {
-		size_t room = bad->room ? 2 * bad->room : 64;
-		int64_t *grown = reallocarray(bad->ids, room, sizeof(*grown));
-
-		if (!grown) {
-			bad->out_of_memory = true;
-			return;
-		}
-		bad->ids = grown;
-		bad->room = room;
-	}
-	bad->ids[bad->n++] = id;
+	if (WFS_ARRAY_ROOM(bad->ids, bad->n, bad->room))
+		bad->out_of_memory = true;
+	else
+		bad->ids[bad->n++] = id;
 }
 
 static int fix_lists(struct wfs_fix *fix)

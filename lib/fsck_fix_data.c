@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "lib/array.h"
 #include "lib/datafile.h"
 
 /* ---- the directory data/ ---- */
@@ -157,7 +158,7 @@ static int fix_entry(struct wfs_fix *fix, const char *dir, const char *name)
 /* All names of a directory first: what is done changes it. */
 struct names {
 	char **list;
-	size_t n;
+	size_t n, room;
 };
 
 static void free_names(struct names *names)
@@ -173,7 +174,7 @@ static int list_names(struct wfs_fix *fix, const char *path, struct names *ret)
 	DIR *dir = fd < 0 ? NULL : fdopendir(fd);
 	struct dirent *e;
 
-	*ret = (struct names){ NULL, 0 };
+	*ret = (struct names){ NULL, 0, 0 };
 	if (!dir) {
 		int err = -errno;
 
@@ -182,14 +183,9 @@ static int list_names(struct wfs_fix *fix, const char *path, struct names *ret)
 		return wfs_err_errno(fix->run->err, err, "data/%s", path);
 	}
 	while ((e = readdir(dir))) {
-		char **grown;
-
 		if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0)
 			continue;
-		grown = reallocarray(ret->list, ret->n + 1, sizeof(*grown));
-		if (grown)
-			ret->list = grown;
-		if (!grown || !(ret->list[ret->n] = strdup(e->d_name))) {
+		if (WFS_ARRAY_ROOM(ret->list, ret->n, ret->room) || !(ret->list[ret->n] = strdup(e->d_name))) {
 			closedir(dir);
 			return -ENOMEM;
 		}
@@ -201,7 +197,7 @@ static int list_names(struct wfs_fix *fix, const char *path, struct names *ret)
 
 static int fix_directory(struct wfs_fix *fix, const char *name)
 {
-	struct names names = { NULL, 0 };
+	struct names names = { NULL, 0, 0 };
 	struct stat st;
 	int ret;
 
@@ -218,7 +214,7 @@ static int fix_directory(struct wfs_fix *fix, const char *name)
 
 int wfs_fix_strays(struct wfs_fix *fix)
 {
-	struct names names = { NULL, 0 };
+	struct names names = { NULL, 0, 0 };
 	int ret = list_names(fix, ".", &names);
 
 	for (size_t i = 0; i < names.n && ret == 0; i++)

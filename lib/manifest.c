@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "lib/array.h"
 #include "lib/digest.h"
 #include "lib/object.h"
 #include "lib/whole.h"
@@ -23,34 +24,7 @@ static struct wfs_digest digest_of_ids(const uint64_t *ids, size_t n)
 
 int wfs_manifest_ids(struct wfs_db *db, uint64_t id, uint64_t **ret, size_t *ret_n)
 {
-	uint64_t *ids = NULL;
-	size_t n = 0, room = 0;
-	sqlite3_stmt *row;
-	int more;
-
-	for (more = wfs_db_first(db, WFS_Q_MANIFEST_IDS, &row, "i", id); more > 0;
-		more = wfs_db_next(db, row)) {
-		if (n == room) {
-			uint64_t *grown;
-
-			room = room ? 2 * room : 16;
-			grown = reallocarray(ids, room, sizeof(*ids));
-			if (!grown) {
-				wfs_db_done(row);
-				more = -ENOMEM;
-				break;
-			}
-			ids = grown;
-		}
-		ids[n++] = (uint64_t)sqlite3_column_int64(row, 0);
-	}
-	if (more < 0) {
-		free(ids);
-		return more;
-	}
-	*ret = ids;
-	*ret_n = n;
-	return 0;
+	return wfs_db_list(db, WFS_Q_MANIFEST_IDS, ret, ret_n, "i", id);
 }
 
 static int is_equal(struct wfs_db *db, uint64_t id, const uint64_t *ids, size_t n)
@@ -151,19 +125,15 @@ int wfs_manifest_unref(struct wfs_db *db, uint64_t id)
 /* The data files in which something died, each once; few in practice. */
 struct died {
 	uint64_t *files;
-	size_t n;
+	size_t n, room;
 };
 
 static int remember(struct died *died, uint64_t data_file)
 {
-	uint64_t *grown;
-
 	if (!data_file || (died->n && died->files[died->n - 1] == data_file))
 		return 0;
-	grown = reallocarray(died->files, died->n + 1, sizeof(*grown));
-	if (!grown)
+	if (WFS_ARRAY_ROOM(died->files, died->n, died->room))
 		return -ENOMEM;
-	died->files = grown;
 	died->files[died->n++] = data_file;
 	return 0;
 }
@@ -186,7 +156,7 @@ static int read_tail(struct wfs_db *db, uint64_t id, size_t max, uint64_t *ids, 
 static int drop_tail(struct wfs_db *db, uint64_t id, const uint64_t *ids, size_t n, uint64_t first,
 	bool *ret_left)
 {
-	struct died died = { NULL, 0 };
+	struct died died = { NULL, 0, 0 };
 	int ret = 0;
 
 	for (size_t i = 0; i < n && ret == 0; i++) {

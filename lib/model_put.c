@@ -4,6 +4,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "lib/array.h"
 #include "lib/compose.h"
 #include "lib/crash.h"
 #include "lib/file_priv.h"
@@ -22,15 +23,8 @@ static const char *variant_of(const struct wfs_model_name *name)
 
 int wfs_gone_add(struct wfs_gone *gone, uint64_t ino)
 {
-	if (gone->n == gone->room) {
-		size_t room = gone->room ? 2 * gone->room : 16;
-		uint64_t *grown = reallocarray(gone->inos, room, sizeof(*grown));
-
-		if (!grown)
-			return -ENOMEM;
-		gone->inos = grown;
-		gone->room = room;
-	}
+	if (WFS_ARRAY_ROOM(gone->inos, gone->n, gone->room))
+		return -ENOMEM;
 	gone->inos[gone->n++] = ino;
 	return 0;
 }

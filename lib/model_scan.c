@@ -3,6 +3,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "lib/array.h"
 #include "lib/model_priv.h"
 
 #define ENTRIES_AT_ONCE 512
@@ -20,15 +21,8 @@ int wfs_scan_add(struct wfs_scan *scan, const char *name, const struct wfs_attr 
 {
 	struct wfs_model_file *f;
 
-	if (scan->n == scan->room) {
-		size_t room = scan->room ? 2 * scan->room : 16;
-		struct wfs_model_file *grown = reallocarray(scan->files, room, sizeof(*grown));
-
-		if (!grown)
-			return -ENOMEM;
-		scan->files = grown;
-		scan->room = room;
-	}
+	if (WFS_ARRAY_ROOM(scan->files, scan->n, scan->room))
+		return -ENOMEM;
 	f = &scan->files[scan->n];
 	*f = (struct wfs_model_file){.parsed = *parsed, .name = strdup(name), .attr = *attr};
 	if (!f->name)

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "lib/array.h"
 #include "lib/crash.h"
 #include "lib/file_priv.h"
 #include "lib/reserve.h"
@@ -48,15 +49,8 @@ static int add_row(struct wfs_settle_rows *rows, sqlite3_stmt *stmt)
 {
 	struct wfs_settle_row *r;
 
-	if (rows->n == rows->room) {
-		size_t room = rows->room ? 2 * rows->room : 64;
-		struct wfs_settle_row *grown = reallocarray(rows->list, room, sizeof(*grown));
-
-		if (!grown)
-			return -ENOMEM;
-		rows->list = grown;
-		rows->room = room;
-	}
+	if (WFS_ARRAY_ROOM(rows->list, rows->n, rows->room))
+		return -ENOMEM;
 	r = &rows->list[rows->n++];
 	r->name_len = (size_t)sqlite3_column_bytes(stmt, 0);
 	r->name = wfs_copy_bytes(sqlite3_column_blob(stmt, 0), r->name_len);

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "lib/array.h"
 #include "lib/datafile_state.h"
 #include "lib/file_priv.h"
 #include "lib/npy.h"
@@ -18,7 +19,7 @@ struct want {
 	const struct wfs_verify_bad *bad;
 	size_t index;     /* in bad[] */
 	char **names;     /* of the tensor, and of files that it was all of; n_names */
-	size_t n_names;
+	size_t n_names, names_room;
 	bool found;
 	uint8_t *bytes;   /* found, for the database */
 	uint64_t offset;  /* found, in the new data file */
@@ -46,11 +47,8 @@ static int by_object(const void *a, const void *b)
 
 static int add_name(struct want *w, const char *name, size_t len)
 {
-	char **grown = reallocarray(w->names, w->n_names + 1, sizeof(*grown));
-
-	if (!grown)
+	if (WFS_ARRAY_ROOM(w->names, w->n_names, w->names_room))
 		return -ENOMEM;
-	w->names = grown;
 	w->names[w->n_names] = strndup(name, len);
 	return w->names[w->n_names++] ? 0 : -ENOMEM;
 }

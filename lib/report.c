@@ -4,6 +4,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "lib/array.h"
 #include "lib/damage.h"
 #include "lib/datafile_state.h"
 #include "lib/store_priv.h"
@@ -191,28 +192,13 @@ static int copy_text(sqlite3_stmt *stmt, int col, char **ret)
 	return text && !*ret ? -ENOMEM : 0;
 }
 
-static int make_room(struct rows *rows)
-{
-	size_t room = rows->room ? 2 * rows->room : 16;
-	struct row *grown;
-
-	if (rows->n < rows->room)
-		return 0;
-	grown = reallocarray(rows->list, room, sizeof(*grown));
-	if (!grown)
-		return -ENOMEM;
-	rows->list = grown;
-	rows->room = room;
-	return 0;
-}
-
 static int add_row(struct rows *rows, sqlite3_stmt *stmt)
 {
 	struct row *r;
-	int err = make_room(rows);
+	int err;
 
-	if (err)
-		return err;
+	if (WFS_ARRAY_ROOM(rows->list, rows->n, rows->room))
+		return -ENOMEM;
 	r = &rows->list[rows->n++];
 	*r = (struct row){
 		.ino = (uint64_t)sqlite3_column_int64(stmt, 0),
@@ -271,10 +257,8 @@ static int add_damage(void *ctx, uint64_t ino, const char *reason, const char *t
 		if (rows->list[i].ino == ino)
 			r = &rows->list[i];
 	if (!r) {
-		int err = make_room(rows);
-
-		if (err)
-			return err;
+		if (WFS_ARRAY_ROOM(rows->list, rows->n, rows->room))
+			return -ENOMEM;
 		r = &rows->list[rows->n++];
 		*r = (struct row){ .ino = ino };
 	}

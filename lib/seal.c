@@ -406,35 +406,7 @@ int wfs_seal(struct wfs_store *s, uint64_t ino, struct wfs_err *err)
 
 int wfs_seal_list(struct wfs_store *s, uint64_t **ret, size_t *ret_n)
 {
-	uint64_t *inos = NULL;
-	size_t n = 0, room = 0;
-	sqlite3_stmt *row;
-	int more = wfs_db_begin_read(&s->db);
+	int err = wfs_db_begin_read(&s->db);
 
-	if (more)
-		return more;
-	for (more = wfs_db_first(&s->db, WFS_Q_INODE_DIRTY, &row, ""); more > 0;
-		more = wfs_db_next(&s->db, row)) {
-		if (n == room) {
-			uint64_t *grown;
-
-			room = room ? 2 * room : 64;
-			grown = reallocarray(inos, room, sizeof(*inos));
-			if (!grown) {
-				wfs_db_done(row);
-				more = -ENOMEM;
-				break;
-			}
-			inos = grown;
-		}
-		inos[n++] = (uint64_t)sqlite3_column_int64(row, 0);
-	}
-	more = wfs_db_end(&s->db, more);
-	if (more) {
-		free(inos);
-		return more;
-	}
-	*ret = inos;
-	*ret_n = n;
-	return 0;
+	return err ? err : wfs_db_end(&s->db, wfs_db_list(&s->db, WFS_Q_INODE_DIRTY, ret, ret_n, ""));
 }

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "lib/array.h"
 #include "lib/object.h"
 #include "lib/store_priv.h"
 #include "lib/verify_read.h"
@@ -67,15 +68,8 @@ static uint64_t now_ns(void)
 
 static int add_entry(struct entries *e, const struct entry *entry)
 {
-	if (e->n == e->room) {
-		size_t room = e->room ? 2 * e->room : BATCH;
-		struct entry *grown = reallocarray(e->list, room, sizeof(*grown));
-
-		if (!grown)
-			return -ENOMEM;
-		e->list = grown;
-		e->room = room;
-	}
+	if (WFS_ARRAY_ROOM(e->list, e->n, e->room))
+		return -ENOMEM;
 	e->list[e->n++] = *entry;
 	return 0;
 }
@@ -96,15 +90,8 @@ static struct entry entry_of(sqlite3_stmt *row, int id, int digest, int length)
 /* Under lock. */
 static int add_bad(struct run *run, const struct entry *e, enum wfs_damage_reason reason)
 {
-	if (run->n_bad == run->bad_room) {
-		size_t room = run->bad_room ? 2 * run->bad_room : 16;
-		struct wfs_verify_bad *grown = reallocarray(run->bad, room, sizeof(*grown));
-
-		if (!grown)
-			return -ENOMEM;
-		run->bad = grown;
-		run->bad_room = room;
-	}
+	if (WFS_ARRAY_ROOM(run->bad, run->n_bad, run->bad_room))
+		return -ENOMEM;
 	run->bad[run->n_bad++] = (struct wfs_verify_bad){ .object = e->object,
 		.digest = e->digest, .length = e->length, .data_file = e->file,
 		.offset = e->offset, .reason = reason, .copy_of = e->copy_of };

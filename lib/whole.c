@@ -2,6 +2,7 @@
 
 #include <errno.h>
 
+#include "lib/array.h"
 #include "lib/object.h"
 #include "lib/share.h"
 
@@ -56,15 +57,8 @@ struct strays {
 
 static int add_stray(struct strays *s, const struct stray *stray)
 {
-	if (s->n == s->room) {
-		size_t room = s->room ? 2 * s->room : 16;
-		struct stray *grown = reallocarray(s->list, room, sizeof(*grown));
-
-		if (!grown)
-			return -ENOMEM;
-		s->list = grown;
-		s->room = room;
-	}
+	if (WFS_ARRAY_ROOM(s->list, s->n, s->room))
+		return -ENOMEM;
 	s->list[s->n++] = *stray;
 	return 0;
 }

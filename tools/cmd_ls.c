@@ -60,10 +60,7 @@ static int add_entry(void *ctx, const struct wfs_dirent *dirent)
 {
 	struct listing *l = ctx;
 
-	if (l->n == l->room) {
-		l->room = l->room ? l->room * 2 : 64;
-		l->list = ui_realloc(l->list, l->room * sizeof(*l->list));
-	}
+	UI_ARRAY_ROOM(l->list, l->n, l->room);
 	l->list[l->n++] = (struct entry){ ui_format("%s", dirent->name), dirent->attr };
 	l->last = dirent->id;
 	l->in_batch++;

@@ -27,7 +27,7 @@ struct shard {
 
 struct shards {
 	struct shard *list;
-	size_t n;
+	size_t n, room;
 	char limit[LIMIT_ROOM]; /* as it was set; "" where none is */
 };
 
@@ -44,7 +44,7 @@ static struct shard *find_shard(struct shards *s, const char *name)
 	for (size_t i = s->n; i > 0; i--)
 		if (same_name(s->list[i - 1].name, name))
 			return &s->list[i - 1];
-	s->list = ui_realloc(s->list, (s->n + 1) * sizeof(*s->list));
+	UI_ARRAY_ROOM(s->list, s->n, s->room);
 	s->list[s->n] = (struct shard){.name = name};
 	return &s->list[s->n++];
 }

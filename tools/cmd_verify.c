@@ -75,10 +75,7 @@ static void show_progress(void *ctx, uint64_t done, uint64_t total)
 
 static int add_ino(struct verify *v, uint64_t ino)
 {
-	if (v->n_inos == v->inos_room) {
-		v->inos_room = v->inos_room ? 2 * v->inos_room : 64;
-		v->inos = ui_realloc(v->inos, v->inos_room * sizeof(*v->inos));
-	}
+	UI_ARRAY_ROOM(v->inos, v->n_inos, v->inos_room);
 	v->inos[v->n_inos++] = ino;
 	return 0;
 }

@@ -241,10 +241,7 @@ static void tensor_release(struct model_tensor *t)
 
 static void add_tensor(struct model_tensors *l, const struct model_tensor *t)
 {
-	if (l->n == l->room) {
-		l->room = l->room ? l->room * 2 : 64;
-		l->list = ui_realloc(l->list, l->room * sizeof(*l->list));
-	}
+	UI_ARRAY_ROOM(l->list, l->n, l->room);
 	l->list[l->n++] = *t;
 }
 

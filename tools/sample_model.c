@@ -27,10 +27,7 @@ static void add(struct sample *m, char *name, uint64_t rows, uint64_t columns)
 {
 	struct sample_tensor *t;
 
-	if (m->n == m->room) {
-		m->room = m->room ? m->room * 2 : 64;
-		m->tensors = ui_realloc(m->tensors, m->room * sizeof(*m->tensors));
-	}
+	UI_ARRAY_ROOM(m->tensors, m->n, m->room);
 	t = &m->tensors[m->n++];
 	*t = (struct sample_tensor){ .name = name, .shape = { rows, columns } };
 	t->ndim = columns ? 2 : 1;

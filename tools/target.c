@@ -86,7 +86,7 @@ int target_mounts_read(struct target_mounts *ret)
 	while (getline(&line, &room, f) > 0) {
 		if (!parse_line(line, &mount))
 			continue;
-		ret->list = ui_realloc(ret->list, (ret->n + 1) * sizeof(*ret->list));
+		UI_ARRAY_ROOM(ret->list, ret->n, ret->room);
 		ret->list[ret->n++] = mount;
 	}
 	fclose(f);

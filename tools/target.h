@@ -24,7 +24,7 @@ struct target_mount {
 
 struct target_mounts {
 	struct target_mount *list; /* in order of mounting */
-	size_t n;
+	size_t n, room;
 };
 
 /* Read them all. 0, or 1 with the error printed. target_mounts_release in any case. */

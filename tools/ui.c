@@ -7,6 +7,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "lib/array.h"
+
 static void out_of_memory(void)
 {
 	fputs("weightfs: out of memory\n", stderr);
@@ -22,12 +24,10 @@ void *ui_alloc(size_t size)
 	return p;
 }
 
-void *ui_realloc(void *p, size_t size)
+void ui_array_room(void *ret_list, size_t size, size_t n, size_t *room)
 {
-	p = realloc(p, size ? size : 1);
-	if (!p)
+	if (wfs_array_room(ret_list, size, n, room))
 		out_of_memory();
-	return p;
 }
 
 WFS_PRINTF(1, 0)
@@ -240,10 +240,7 @@ struct ui_table *ui_table_new(size_t n, const char *const *heads, const char *al
 
 void ui_table_take(struct ui_table *t, char *text)
 {
-	if (t->n_cells == t->room) {
-		t->room = t->room ? t->room * 2 : 64;
-		t->cells = ui_realloc(t->cells, t->room * sizeof(*t->cells));
-	}
+	UI_ARRAY_ROOM(t->cells, t->n_cells, t->room);
 	t->cells[t->n_cells++] = text;
 }
 
