@@ -4,7 +4,8 @@
 #include <pthread.h>
 #include <signal.h>
 #include <string.h>
-#include <time.h>
+
+#include "lib/store_time.h"
 
 /* Threads that wait for a request in the kernel: at first, and at most after requests that came together. */
 #define READERS_FIRST 2
@@ -132,12 +133,7 @@ static void join(pthread_t thread)
 	struct timespec until;
 
 	for (;;) {
-		clock_gettime(CLOCK_REALTIME, &until);
-		until.tv_nsec += 20000000;
-		if (until.tv_nsec >= 1000000000) {
-			until.tv_nsec -= 1000000000;
-			until.tv_sec++;
-		}
+		until = wfs_timespec(wfs_now_ns() + 20000000);
 		if (pthread_timedjoin_np(thread, NULL, &until) == 0)
 			return;
 		pthread_kill(thread, WFS_LOOP_SIGNAL);

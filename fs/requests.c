@@ -11,6 +11,8 @@
 #include <sys/syscall.h>
 #include <time.h>
 
+#include "lib/store_time.h"
+
 /* ---- the memory ---- */
 
 static struct wfs_requests *map(int fd, int prot)
@@ -86,7 +88,7 @@ int64_t wfs_requests_now(void)
 	struct timespec now;
 
 	clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
-	return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+	return wfs_ns(&now);
 }
 
 void wfs_request_begin(struct wfs_request_slot *slot, const void *request, size_t size)

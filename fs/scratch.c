@@ -2,15 +2,8 @@
 
 #include <errno.h>
 #include <string.h>
-#include <time.h>
 
-static int64_t now_ns(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
-}
+#include "lib/store_time.h"
 
 void wfs_scratches_init(struct wfs_scratches *t)
 {
@@ -41,7 +34,7 @@ void wfs_scratches_release(struct wfs_scratches *t)
 
 static bool is_over(const struct wfs_scratch *s)
 {
-	return s->handles == 0 && s->until_ns && s->until_ns < now_ns();
+	return s->handles == 0 && s->until_ns && s->until_ns < wfs_monotonic_ns();
 }
 
 static struct wfs_scratch **slot_of_name(
@@ -129,7 +122,7 @@ int wfs_scratch_add_over(struct wfs_scratches *t, uint64_t dir, const char *vari
 	const char *name, uint64_t ino, int32_t tid, unsigned ms)
 {
 	const struct wfs_scratch like = {
-		.ino = ino, .over = true, .tid = tid, .until_ns = now_ns() + (int64_t)ms * 1000000};
+		.ino = ino, .over = true, .tid = tid, .until_ns = wfs_monotonic_ns() + (int64_t)ms * 1000000};
 
 	return add(t, dir, variant, name, &like);
 }
@@ -218,7 +211,7 @@ void wfs_scratch_set_begun(struct wfs_scratches *t, uint64_t ino, unsigned ms)
 	if (s) {
 		s->begun = true;
 		s->refused = false;
-		s->until_ns = now_ns() + (int64_t)ms * 1000000;
+		s->until_ns = wfs_monotonic_ns() + (int64_t)ms * 1000000;
 	}
 	pthread_mutex_unlock(&t->lock);
 }

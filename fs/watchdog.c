@@ -2,9 +2,9 @@
 
 #include <errno.h>
 #include <string.h>
-#include <time.h>
 
 #include "fs/driver.h"
+#include "lib/store_time.h"
 
 #define LOOK_NS 1000000000 /* 1 s */
 
@@ -87,8 +87,7 @@ static void *watchdog_main(void *ctx)
 
 	pthread_mutex_lock(&w->lock);
 	while (!w->stop) {
-		clock_gettime(CLOCK_REALTIME, &until);
-		until.tv_sec += LOOK_NS / 1000000000;
+		until = wfs_timespec(wfs_now_ns() + LOOK_NS);
 		pthread_cond_timedwait(&w->wake, &w->lock, &until);
 		if (w->stop)
 			break;

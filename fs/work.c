@@ -13,6 +13,7 @@
 #include "lib/quota.h"
 #include "lib/reserve.h"
 #include "lib/seal.h"
+#include "lib/store_time.h"
 
 #define MS INT64_C(1000000)
 #define QUIET_NS (300 * MS)         /* from the last close to the seal, at most */
@@ -24,14 +25,6 @@
 #define SEALER_NICE 10              /* what was written gives way to what is being done */
 #define FULL_TRIES 3                /* of a request on a full disk */
 #define DURABLE_NS (4000 * MS)      /* what was sealed is on the disk after this at the latest */
-
-static int64_t now_ns(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
-}
 
 static void init_cond(pthread_cond_t *cond)
 {
@@ -66,7 +59,7 @@ void wfs_work_release(struct wfs_work *w)
 
 static void wait_until(struct wfs_work *w, pthread_cond_t *cond, int64_t due_ns)
 {
-	struct timespec ts = { .tv_sec = due_ns / 1000000000, .tv_nsec = due_ns % 1000000000 };
+	struct timespec ts = wfs_timespec(due_ns);
 
 	pthread_cond_timedwait(cond, &w->lock, &ts);
 }
@@ -124,7 +117,7 @@ static void seal_at(struct wfs_work *w, struct wfs_work_item item)
 
 void wfs_work_seal_later(struct wfs_work *w, uint64_t ino)
 {
-	int64_t due_ns = (now_ns() + QUIET_NS) / TOGETHER_NS * TOGETHER_NS;
+	int64_t due_ns = (wfs_monotonic_ns() + QUIET_NS) / TOGETHER_NS * TOGETHER_NS;
 
 	seal_at(w, (struct wfs_work_item){ .due_ns = due_ns, .ino = ino });
 }
@@ -151,7 +144,7 @@ static bool seal_one(struct wfs_work *w, uint64_t ino)
 static void seal_alone(struct wfs_work *w, uint64_t ino)
 {
 	if (!seal_one(w, ino))
-		seal_at(w, (struct wfs_work_item){ now_ns() + RETRY_NS, ino, true });
+		seal_at(w, (struct wfs_work_item){ wfs_monotonic_ns() + RETRY_NS, ino, true });
 }
 
 /* What is small goes together; the rest is for whichever sealer has time. */
@@ -159,13 +152,13 @@ static void seal_together(struct wfs_work *w, uint64_t *inos, size_t n)
 {
 	wfs_seal_small(w->store, inos, &n);
 	for (size_t i = 0; i < n; i++)
-		seal_at(w, (struct wfs_work_item){ now_ns(), inos[i], true });
+		seal_at(w, (struct wfs_work_item){ wfs_monotonic_ns(), inos[i], true });
 }
 
 /* Under lock, something is due: as much of it as one sealer takes at once. */
 static size_t take_due(struct wfs_work *w, uint64_t *inos, bool *ret_alone)
 {
-	int64_t now = now_ns();
+	int64_t now = wfs_monotonic_ns();
 	size_t n = 0;
 
 	*ret_alone = w->heap[0].alone;
@@ -195,7 +188,7 @@ static void *sealer_main(void *ctx)
 			pthread_cond_wait(&w->wake_sealer, &w->lock);
 			continue;
 		}
-		if (w->heap[0].due_ns > now_ns()) {
+		if (w->heap[0].due_ns > wfs_monotonic_ns()) {
 			wait_until(w, &w->wake_sealer, w->heap[0].due_ns);
 			continue;
 		}
@@ -301,7 +294,7 @@ static void tidy_if_quiet(struct wfs_work *w, struct house *h)
 
 static void keep_house(struct wfs_work *w, struct house *h)
 {
-	int64_t now = now_ns();
+	int64_t now = wfs_monotonic_ns();
 	int ret = 0;
 
 	if (!wfs_store_check_place(w->store))
@@ -330,12 +323,12 @@ static void keep_house(struct wfs_work *w, struct house *h)
 static void *housekeeper_main(void *ctx)
 {
 	struct wfs_work *w = ctx;
-	struct house house = { .synced_ns = now_ns() };
+	struct house house = { .synced_ns = wfs_monotonic_ns() };
 	int64_t tick_ns = TICK_NS;
 
 	pthread_mutex_lock(&w->lock);
 	while (!w->stop) {
-		wait_until(w, &w->wake_housekeeper, now_ns() + tick_ns);
+		wait_until(w, &w->wake_housekeeper, wfs_monotonic_ns() + tick_ns);
 		w->rounds_begun++;
 		pthread_mutex_unlock(&w->lock);
 		keep_house(w, &house);

@@ -40,30 +40,6 @@ void wfs_store_log(struct wfs_store *s, const char *fmt, ...)
 	s->options.log(s->options.log_ctx, line);
 }
 
-int64_t wfs_ns(const struct timespec *ts)
-{
-	return (int64_t)ts->tv_sec * 1000000000 + ts->tv_nsec;
-}
-
-struct timespec wfs_timespec(int64_t ns)
-{
-	struct timespec ts = { .tv_sec = ns / 1000000000, .tv_nsec = ns % 1000000000 };
-
-	if (ts.tv_nsec < 0) {
-		ts.tv_nsec += 1000000000;
-		ts.tv_sec--;
-	}
-	return ts;
-}
-
-int64_t wfs_now_ns(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_REALTIME, &now);
-	return wfs_ns(&now);
-}
-
 uint64_t wfs_store_lock_address(const struct wfs_store *store)
 {
 	return (uintptr_t)&store->db.lock;

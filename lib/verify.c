@@ -14,7 +14,6 @@
 #define BATCH 256                     /* entries that one thread takes at once, at most */
 #define BATCH_BYTES (UINT64_C(64) << 20) /* and about so many bytes */
 #define TICK_NS 100000000
-#define SECOND_NS UINT64_C(1000000000)
 
 enum phase {
 	PHASE_FILES,
@@ -51,20 +50,12 @@ struct run {
 	size_t at_asked;
 	unsigned threads;
 	int failed;          /* the first -errno */
-	uint64_t due_ns;     /* when the next byte may be read */
+	int64_t due_ns;      /* when the next byte may be read */
 	uint64_t done, total; /* bytes */
 	struct wfs_verify_bad *bad;
 	size_t n_bad, bad_room;
 	struct wfs_verify_summary sum;
 };
-
-static uint64_t now_ns(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * SECOND_NS + (uint64_t)ts.tv_nsec;
-}
 
 static int add_entry(struct entries *e, const struct entry *entry)
 {
@@ -167,21 +158,21 @@ static bool must_stop(struct run *run)
 static int pace(void *ctx, uint64_t bytes)
 {
 	struct run *run = ctx;
-	uint64_t due, now = now_ns();
+	int64_t due, now = wfs_monotonic_ns();
 
 	pthread_mutex_lock(&run->lock);
 	run->done += bytes;
 	due = WFS_MAX(run->due_ns, now);
 	if (run->options->rate)
-		run->due_ns = due + (uint64_t)((double)bytes / (double)run->options->rate * 1e9);
+		run->due_ns = due + (int64_t)((double)bytes / (double)run->options->rate * 1e9);
 	pthread_mutex_unlock(&run->lock);
 	while (!must_stop(run)) {
-		struct timespec wait = { .tv_nsec = TICK_NS };
+		struct timespec wait;
 
-		now = now_ns();
+		now = wfs_monotonic_ns();
 		if (!run->options->rate || now >= due)
 			return 0;
-		wait.tv_nsec = (long)WFS_MIN(due - now, (uint64_t)TICK_NS);
+		wait = wfs_timespec(WFS_MIN(due - now, TICK_NS));
 		nanosleep(&wait, NULL);
 	}
 	return -EINTR;
@@ -443,10 +434,7 @@ static void wait_for_threads(struct run *run)
 
 	pthread_mutex_lock(&run->lock);
 	while (run->threads > 0) {
-		clock_gettime(CLOCK_REALTIME, &until);
-		until.tv_nsec += TICK_NS;
-		until.tv_sec += until.tv_nsec / (long)SECOND_NS;
-		until.tv_nsec %= (long)SECOND_NS;
+		until = wfs_timespec(wfs_now_ns() + TICK_NS);
 		pthread_cond_timedwait(&run->idle, &run->lock, &until);
 		if (run->options->tick) {
 			uint64_t done = run->done, total = run->total;
