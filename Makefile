@@ -283,6 +283,7 @@ $(filter-out %/test_faults,$(UNIT_BIN)): $(BUILD)/tests/%: $(BUILD)/obj/tests/un
 	$(call say,LD,$@)mkdir -p $(@D) && $(LINK) -o $@ $(filter %.o,$^) $(LIB) $(WRAP) -lcmocka $(PKG_LIBS)
 
 $(BUILD)/tests/test_array: private WRAP := -Wl,--wrap=reallocarray
+$(BUILD)/tests/test_listdir: private WRAP := -Wl,--wrap=fdopendir,--wrap=readdir64
 
 # Allocations of lib/ are caught by the linker, system calls by standing before the C library.
 $(BUILD)/tests/test_faults: $(call obj,$(FAULT_SRC) $(UNIT_SUPPORT)) $(LIB)

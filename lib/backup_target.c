@@ -1,8 +1,8 @@
 #include "lib/backup_target.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <sqlite3.h>
 #include <stdio.h>
 #include <string.h>
@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 
 #include "lib/db_uri.h"
+#include "lib/listdir.h"
 
 /* ---- the directory ---- */
 
@@ -34,7 +35,7 @@ static int lock_target(struct wfs_backup_target *t, struct wfs_err *err)
 /* Names that a store, or an earlier run, has in its directory. */
 static bool is_own_name(const char *name)
 {
-	static const char *const names[] = { ".", "..", "lock", "data", "reserve", "weightfs.log",
+	static const char *const names[] = { "lock", "data", "reserve", "weightfs.log",
 		"weightfs.log.1", "lost+found", WFS_BACKUP_INCOMING, WFS_BACKUP_OUTGOING };
 
 	if (strncmp(name, WFS_BACKUP_DB, strlen(WFS_BACKUP_DB)) == 0)
@@ -45,21 +46,24 @@ static bool is_own_name(const char *name)
 	return false;
 }
 
+static int find_other_name(void *ret_name, int dir_fd, const char *name)
+{
+	(void)dir_fd;
+	if (is_own_name(name))
+		return 0;
+	snprintf(ret_name, NAME_MAX + 1, "%s", name);
+	return 1;
+}
+
 static int check_names(const struct wfs_backup_target *t, struct wfs_err *err)
 {
-	int fd = openat(t->dir_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	DIR *dir = fd >= 0 ? fdopendir(fd) : NULL;
-	struct dirent *e;
-	int ret = 0;
+	char name[NAME_MAX + 1];
+	int found = wfs_listdir(t->dir_fd, ".", find_other_name, name);
 
-	if (!dir)
-		return wfs_err_errno(err, -errno, "%s", t->path);
-	while (ret == 0 && (e = readdir(dir)))
-		if (!is_own_name(e->d_name))
-			ret = wfs_err_set(err, -EEXIST, "not-a-backup", WFS_NO_OFFSET,
-				"%s is not empty and no backup (it has '%s')", t->path, e->d_name);
-	closedir(dir);
-	return ret;
+	if (found > 0)
+		return wfs_err_set(err, -EEXIST, "not-a-backup", WFS_NO_OFFSET,
+			"%s is not empty and no backup (it has '%s')", t->path, name);
+	return found ? wfs_err_errno(err, found, "%s", t->path) : 0;
 }
 
 int wfs_backup_target_open(struct wfs_backup_target *t, const char *path, bool create,
@@ -121,41 +125,35 @@ int wfs_backup_target_remove(const struct wfs_backup_target *t, const char *name
 
 typedef int (*file_fn)(void *ctx, int xx_fd, const char *xx, const char *name);
 
-static bool is_dots(const char *name)
+struct each {
+	file_fn fn;
+	void *ctx;
+	const char *xx; /* the directory that it is in; NULL before the first */
+};
+
+static int each_file(void *ctx, int xx_fd, const char *name)
 {
-	return strcmp(name, ".") == 0 || strcmp(name, "..") == 0;
+	const struct each *each = ctx;
+
+	return each->fn(each->ctx, xx_fd, each->xx, name);
 }
 
-static int each_in(int top_fd, const char *xx, file_fn fn, void *ctx)
+static int each_directory(void *ctx, int top_fd, const char *name)
 {
-	int fd = openat(top_fd, xx, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-	DIR *dir = fd >= 0 ? fdopendir(fd) : NULL;
-	struct dirent *e;
-	int ret = 0;
+	struct each *each = ctx;
 
-	if (!dir)
-		return -errno;
-	while (ret == 0 && (e = readdir(dir)))
-		if (!is_dots(e->d_name))
-			ret = fn(ctx, fd, xx, e->d_name);
-	closedir(dir);
-	return ret;
+	each->xx = name;
+	return wfs_listdir(top_fd, name, each_file, each);
 }
 
 int wfs_backup_target_each(const struct wfs_backup_target *t, const char *top, file_fn fn, void *ctx,
 	struct wfs_err *err)
 {
-	int fd = openat(t->dir_fd, top, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-	DIR *dir = fd >= 0 ? fdopendir(fd) : NULL;
-	struct dirent *e;
-	int ret = 0;
+	struct each each = { .fn = fn, .ctx = ctx };
+	int ret = wfs_listdir(t->dir_fd, top, each_directory, &each);
 
-	if (!dir)
-		return errno == ENOENT ? 0 : wfs_err_errno(err, -errno, "%s/%s", t->path, top);
-	while (ret == 0 && (e = readdir(dir)))
-		if (!is_dots(e->d_name))
-			ret = each_in(fd, e->d_name, fn, ctx);
-	closedir(dir);
+	if (ret == -ENOENT && !each.xx)
+		return 0;
 	return ret ? wfs_err_errno(err, ret, "%s/%s", t->path, top) : 0;
 }
 

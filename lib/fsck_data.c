@@ -1,6 +1,5 @@
 #include "lib/fsck_check.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -9,6 +8,7 @@
 #include <sys/stat.h>
 
 #include "lib/datafile.h"
+#include "lib/listdir.h"
 
 #define STAGING 0 /* data_file.state */
 
@@ -89,7 +89,8 @@ static int check_files_present(struct wfs_fsck_run *run)
 struct scan {
 	struct wfs_fsck_run *run;
 	sqlite3_stmt *has_row;
-	int64_t last_id; /* the largest that was ever given out */
+	int64_t last_id;  /* the largest that was ever given out */
+	const char *dir;  /* that it is in */
 };
 
 static void stray(struct scan *scan, const char *dir, const char *name, const char *text)
@@ -103,11 +104,6 @@ static void stray(struct scan *scan, const char *dir, const char *name, const ch
 		wfs_fsck_add_bytes(&where, name, strlen(name));
 	}
 	wfs_fsck_report_at(scan->run, "data-file-stray", where.text, text);
-}
-
-static bool is_dots(const char *name)
-{
-	return strcmp(name, ".") == 0 || strcmp(name, "..") == 0;
 }
 
 /* 1, 0 or -errno. */
@@ -138,8 +134,10 @@ static bool is_excused(struct scan *scan, uint64_t id)
 	return !run->clean && id > (uint64_t)scan->last_id;
 }
 
-static int check_entry(struct scan *scan, int dir_fd, const char *dir, const char *name)
+static int check_entry(void *ctx, int dir_fd, const char *name)
 {
+	struct scan *scan = ctx;
+	const char *dir = scan->dir;
 	uint64_t id;
 	struct stat st;
 	int found;
@@ -161,32 +159,20 @@ static int check_entry(struct scan *scan, int dir_fd, const char *dir, const cha
 	return WFS_MIN(found, 0);
 }
 
-static int check_directory(struct scan *scan, const char *name)
+static int check_directory(void *ctx, int data_fd, const char *name)
 {
-	DIR *dir;
-	struct dirent *e;
-	int ret = 0;
-	int fd = openat(scan->run->data_fd, name,
-		O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	struct scan *scan = ctx;
+	int ret = -ENOTDIR;
 
-	if (!wfs_datafile_is_hex(name, 2) || (fd < 0 && (errno == ENOTDIR || errno == ELOOP))) {
-		stray(scan, name, NULL, "it is none of the directories 00 to ff");
-		if (fd >= 0)
-			close(fd);
-		return 0;
-	}
-	dir = fd < 0 ? NULL : fdopendir(fd);
-	if (!dir) {
-		ret = wfs_err_errno(scan->run->err, -errno, "%s/data/%s", scan->run->path, name);
-		if (fd >= 0)
-			close(fd);
-		return ret;
-	}
-	while (ret == 0 && (e = readdir(dir)))
-		if (!is_dots(e->d_name))
-			ret = check_entry(scan, fd, name, e->d_name);
-	closedir(dir);
-	return ret;
+	/* A look-up costs little; what is bounded is the cost of each. */
+	scan->run->spent = 0;
+	scan->dir = name;
+	if (wfs_datafile_is_hex(name, 2))
+		ret = wfs_listdir(data_fd, name, check_entry, scan);
+	if (ret != -ENOTDIR && ret != -ELOOP)
+		return ret ? wfs_err_errno(scan->run->err, ret, "%s/data/%s", scan->run->path, name) : 0;
+	stray(scan, name, NULL, "it is none of the directories 00 to ff");
+	return 0;
 }
 
 static int read_last_id(struct wfs_fsck_run *run, int64_t *ret_id)
@@ -205,34 +191,19 @@ static int read_last_id(struct wfs_fsck_run *run, int64_t *ret_id)
 static int check_strays(struct wfs_fsck_run *run)
 {
 	struct scan scan = { .run = run };
-	struct dirent *e;
-	DIR *dir;
-	int fd, ret;
+	int ret;
 
 	if (run->data_fd < 0) {
 		wfs_fsck_report_at(run, "data-file-missing", "data", "the directory is missing");
 		return 0;
 	}
 	wfs_fsck_begin(run, "data-file-stray");
-	fd = openat(run->data_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	dir = fd < 0 ? NULL : fdopendir(fd);
-	if (!dir) {
-		ret = wfs_err_errno(run->err, -errno, "%s/data", run->path);
-		if (fd >= 0)
-			close(fd);
-		return ret;
-	}
 	ret = read_last_id(run, &scan.last_id);
 	if (ret == 0)
 		ret = wfs_fsck_query(run, "SELECT 1 FROM data_file WHERE id = ?", &scan.has_row);
-	while (ret == 0 && (e = readdir(dir))) {
-		/* A look-up costs little; what is bounded is the cost of each. */
-		run->spent = 0;
-		if (!is_dots(e->d_name))
-			ret = check_directory(&scan, e->d_name);
-	}
+	if (ret == 0 && (ret = wfs_listdir(run->data_fd, ".", check_directory, &scan)) != 0)
+		wfs_err_errno(run->err, ret, "%s/data", run->path);
 	sqlite3_finalize(scan.has_row);
-	closedir(dir);
 	return ret;
 }
 

@@ -1,7 +1,6 @@
 /* fsck_fix_data.c - what is in data/ and should not be; content that nothing names. */
 #include "lib/fsck_fix.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
@@ -9,6 +8,7 @@
 
 #include "lib/array.h"
 #include "lib/datafile.h"
+#include "lib/listdir.h"
 
 /* ---- the directory data/ ---- */
 
@@ -168,31 +168,22 @@ static void free_names(struct names *names)
 	free(names->list);
 }
 
+static int add_name(void *ctx, int dir_fd, const char *name)
+{
+	struct names *names = ctx;
+
+	(void)dir_fd;
+	if (WFS_ARRAY_ROOM(names->list, names->n, names->room) || !(names->list[names->n] = strdup(name)))
+		return -ENOMEM;
+	names->n++;
+	return 0;
+}
+
 static int list_names(struct wfs_fix *fix, const char *path, struct names *ret)
 {
-	int fd = openat(fix->run->data_fd, path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-	DIR *dir = fd < 0 ? NULL : fdopendir(fd);
-	struct dirent *e;
+	int err = wfs_listdir(fix->run->data_fd, path, add_name, ret);
 
-	*ret = (struct names){ NULL, 0, 0 };
-	if (!dir) {
-		int err = -errno;
-
-		if (fd >= 0)
-			close(fd);
-		return wfs_err_errno(fix->run->err, err, "data/%s", path);
-	}
-	while ((e = readdir(dir))) {
-		if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0)
-			continue;
-		if (WFS_ARRAY_ROOM(ret->list, ret->n, ret->room) || !(ret->list[ret->n] = strdup(e->d_name))) {
-			closedir(dir);
-			return -ENOMEM;
-		}
-		ret->n++;
-	}
-	closedir(dir);
-	return 0;
+	return err ? wfs_err_errno(fix->run->err, err, "data/%s", path) : 0;
 }
 
 static int fix_directory(struct wfs_fix *fix, const char *name)

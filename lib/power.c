@@ -1,13 +1,12 @@
 #include "lib/power.h"
 
-#include <dirent.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "lib/flush.h"
+#include "lib/listdir.h"
 #include "lib/seal.h"
 #include "lib/store_priv.h"
 
@@ -179,36 +178,18 @@ static int sweep_file(struct wfs_store *s, uint64_t id)
 	return found ? WFS_MIN(found, 0) : wfs_datafile_remove(&s->datafiles, id);
 }
 
-static int sweep_directory(struct wfs_store *s, int at, const char *name,
-	int (*fn)(struct wfs_store *s, DIR *dir, const struct dirent *e))
+static int sweep_entry(void *store, int dir_fd, const char *name)
 {
-	int fd = openat(at, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-	DIR *dir = fd >= 0 ? fdopendir(fd) : NULL;
-	struct dirent *e;
-	int ret = 0;
-
-	if (!dir)
-		return -errno;
-	while (ret == 0 && (e = readdir(dir)))
-		ret = fn(s, dir, e);
-	closedir(dir);
-	return ret;
+	(void)dir_fd;
+	return wfs_datafile_is_hex(name, 16) ? sweep_file(store, strtoull(name, NULL, 16)) : 0;
 }
 
-static int sweep_entry(struct wfs_store *s, DIR *dir, const struct dirent *e)
+static int sweep_directory(void *store, int data_fd, const char *name)
 {
-	(void)dir;
-	return wfs_datafile_is_hex(e->d_name, 16) ? sweep_file(s, strtoull(e->d_name, NULL, 16)) : 0;
-}
-
-static int sweep_part(struct wfs_store *s, DIR *dir, const struct dirent *e)
-{
-	if (!wfs_datafile_is_hex(e->d_name, 2))
-		return 0;
-	return sweep_directory(s, dirfd(dir), e->d_name, sweep_entry);
+	return wfs_datafile_is_hex(name, 2) ? wfs_listdir(data_fd, name, sweep_entry, store) : 0;
 }
 
 int wfs_power_sweep(struct wfs_store *s)
 {
-	return sweep_directory(s, s->datafiles.data_fd, ".", sweep_part);
+	return wfs_listdir(s->datafiles.data_fd, ".", sweep_directory, s);
 }

@@ -1,11 +1,11 @@
 #include "lib/quota.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <sys/stat.h>
 
+#include "lib/listdir.h"
 #include "lib/store_priv.h"
 
 static uint64_t blocks_at(int dir_fd, const char *name)
@@ -17,24 +17,12 @@ static uint64_t blocks_at(int dir_fd, const char *name)
 		       : 0;
 }
 
-/* Blocks of the files in directory `name` of `parent_fd`. */
-static uint64_t blocks_in(int parent_fd, const char *name)
+static int add_blocks(void *ctx, int dir_fd, const char *name)
 {
-	int fd = openat(parent_fd, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
-	DIR *dir = fd >= 0 ? fdopendir(fd) : NULL;
-	uint64_t sum = 0;
-	struct dirent *e;
+	uint64_t *sum = ctx;
 
-	if (!dir) {
-		if (fd >= 0)
-			close(fd);
-		return 0;
-	}
-	while ((e = readdir(dir)))
-		if (e->d_name[0] != '.')
-			sum += blocks_at(fd, e->d_name);
-	closedir(dir);
-	return sum;
+	*sum += blocks_at(dir_fd, name);
+	return 0;
 }
 
 /* Blocks that two data files have: the disk holds them once. */
@@ -56,7 +44,8 @@ static uint64_t count_blocks(struct wfs_store *s)
 
 	for (unsigned i = 0; i < 256; i++) {
 		snprintf(name, sizeof(name), "%02x", i);
-		sum += blocks_in(s->datafiles.data_fd, name);
+		/* What is not there, or cannot be read, has none. */
+		wfs_listdir(s->datafiles.data_fd, name, add_blocks, &sum);
 	}
 	return sum - WFS_MIN(sum, shared);
 }

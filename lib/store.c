@@ -1,6 +1,5 @@
 #include "lib/store.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -19,6 +18,7 @@
 #include "lib/damage.h"
 #include "lib/datafile_state.h"
 #include "lib/flush.h"
+#include "lib/listdir.h"
 #include "lib/owner.h"
 #include "lib/quota.h"
 #include "lib/recover.h"
@@ -182,34 +182,29 @@ static bool is_own_name(const char *name)
 	for (size_t i = 0; i < WFS_ARRAY_SIZE(own_names); i++)
 		if (strcmp(name, own_names[i]) == 0)
 			return true;
-	return name[0] == '.' && (!name[1] || !strcmp(name, ".."));
+	return false;
+}
+
+static int find_other_name(void *ret_name, int dir_fd, const char *name)
+{
+	(void)dir_fd;
+	if (is_own_name(name))
+		return 0;
+	snprintf(ret_name, NAME_MAX + 1, "%s", name);
+	return 1;
 }
 
 /* Without a database: may a store be made here, or are there other things? */
 static int check_empty(int dir_fd, const char *path, struct wfs_err *err)
 {
-	int fd = openat(dir_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	DIR *dir = fd >= 0 ? fdopendir(fd) : NULL;
-	struct dirent *e;
-	int ret = 0;
+	char name[NAME_MAX + 1];
+	int found = wfs_listdir(dir_fd, ".", find_other_name, name);
 
-	if (!dir) {
-		ret = wfs_err_errno(err, -errno, "%s", path);
-		if (fd >= 0)
-			close(fd);
-		return ret;
-	}
-	errno = 0;
-	while ((e = readdir(dir)) && is_own_name(e->d_name))
-		;
-	if (e)
-		ret = wfs_err_set(err, -ENOTEMPTY, "not-a-store", WFS_NO_OFFSET,
+	if (found > 0)
+		return wfs_err_set(err, -ENOTEMPTY, "not-a-store", WFS_NO_OFFSET,
 			"%s is no weightfs store and not empty (it has '%s'); name a new or an "
-			"empty directory", path, e->d_name);
-	else if (errno)
-		ret = wfs_err_errno(err, -errno, "%s", path);
-	closedir(dir);
-	return ret;
+			"empty directory", path, name);
+	return found ? wfs_err_errno(err, found, "%s", path) : 0;
 }
 
 static int open_directory(struct wfs_store *s, const char *path, struct wfs_err *err)
