@@ -12,7 +12,7 @@
 #include "lib/err.h"
 #include "lib/store.h"
 
-/* One thing that is wrong. */
+/* One thing that is wrong; of a repair also what it did, or would do, about it. */
 struct wfs_fsck_finding {
 	const char *kind;   /* stable name, e.g. "object-refs", "nlink", "dirent-dangling" */
 	const char *where;  /* the row or file, e.g. "object 12", "/a/b", "data/0a/000000000000000a" */
@@ -36,17 +36,10 @@ int wfs_fsck(const char *path, const struct wfs_fsck_options *options,
 	void (*fn)(void *ctx, const struct wfs_fsck_finding *finding), void *ctx,
 	struct wfs_fsck_summary *ret, struct wfs_err *err);
 
-/* One thing that a repair did, or would do. */
-struct wfs_fsck_action {
-	const char *kind;  /* of the finding, or the reason of a damaged file */
-	const char *where;
-	const char *text;
-};
-
 struct wfs_fsck_repair {
 	bool dry_run; /* change nothing, say what would be done */
 	void (*found)(void *ctx, const struct wfs_fsck_finding *finding);
-	void (*done)(void *ctx, const struct wfs_fsck_action *action);
+	void (*done)(void *ctx, const struct wfs_fsck_finding *done); /* kind may be the reason of a damaged file */
 	void (*left)(void *ctx, const struct wfs_fsck_finding *finding); /* could not be repaired */
 	void *ctx;
 };

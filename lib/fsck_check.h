@@ -49,6 +49,34 @@
 	WFS_FSCK_IS_REG("i") ") OR EXISTS (SELECT 1 FROM inode i WHERE i.ino = tensor.ino"           \
 	" AND i.data_file IS NULL AND start + tensor.length > i.size)"
 
+/* How many names the inode of row `t` has, and how many links the directory should have. */
+#define WFS_FSCK_NAMES(t)                                                                            \
+	"(SELECT count(*) FROM dirent d WHERE d.ino = " t ".ino)"                                    \
+	" + (SELECT count(*) FROM tensor t WHERE t.ino = " t ".ino)"
+
+#define WFS_FSCK_LINKS(t)                                                                            \
+	"2 + (SELECT count(*) FROM dirent d JOIN inode c ON c.ino = d.ino WHERE d.parent = " t ".ino" \
+	" AND " WFS_FSCK_IS_DIR("c") ")"
+
+#define WFS_FSCK_IS_NAMED(t) "EXISTS (SELECT 1 FROM dirent d WHERE d.ino = " t ".ino)"
+
+/* Directories that have a name, but not below the root. */
+#define WFS_FSCK_UNREACHED                                                                           \
+	"WITH RECURSIVE reached (ino) AS (VALUES (1) UNION SELECT c.ino FROM reached r"              \
+	" JOIN dirent d ON d.parent = r.ino JOIN inode c ON c.ino = d.ino"                           \
+	" WHERE " WFS_FSCK_IS_DIR("c") ")"                                                           \
+	" SELECT i.ino FROM inode i WHERE " WFS_FSCK_IS_DIR("i") " AND i.ino NOT IN reached"         \
+	" AND " WFS_FSCK_IS_NAMED("i")
+
+/* Rows (id, seq) of manifests that are marked solid, where they are not; `also` is SQL on the manifest m. */
+#define WFS_FSCK_NOT_SOLID(also)                                                                     \
+	"(SELECT m.id, r.seq, o.data_file, o.offset, o.length,"                                      \
+	" first_value(o.data_file) OVER w AS home, sum(o.length) OVER w - o.length AS at"            \
+	" FROM manifest m JOIN manifest_object r ON r.manifest = m.id"                               \
+	" JOIN object o ON o.id = r.object WHERE m.solid = 1" also                                   \
+	" WINDOW w AS (PARTITION BY m.id ORDER BY r.seq))"                                           \
+	" WHERE data_file IS NULL OR data_file IS NOT home OR offset IS NOT at"
+
 struct wfs_fsck_run {
 	const char *path;     /* of the store */
 	const char *db_name;  /* in it: "weightfs.db", or the copy that is being repaired */

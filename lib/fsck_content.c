@@ -121,12 +121,7 @@ static const struct wfs_fsck_check manifest_checks[] = {
 		" WHERE d.state IS NOT 1",
 		"manifest %1", "its whole copy, data file %2, has state %3, not 1 (pack)" },
 	{ "manifest-solid", WFS_FSCK_ALWAYS,
-		"SELECT id, seq FROM (SELECT m.id, r.seq, o.data_file, o.offset, o.length,"
-		" first_value(o.data_file) OVER w AS home, sum(o.length) OVER w - o.length AS at"
-		" FROM manifest m JOIN manifest_object r ON r.manifest = m.id"
-		" JOIN object o ON o.id = r.object WHERE m.solid = 1 AND m.refs <> 0"
-		" WINDOW w AS (PARTITION BY m.id ORDER BY r.seq))"
-		" WHERE data_file IS NULL OR data_file IS NOT home OR offset IS NOT at",
+		"SELECT id, seq FROM " WFS_FSCK_NOT_SOLID(" AND m.refs <> 0"),
 		"manifest %1", "it is marked solid, but object number %2 is not behind those before it" },
 };
 

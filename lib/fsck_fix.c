@@ -14,13 +14,13 @@
 
 void wfs_fix_say(struct wfs_fix *fix, const char *kind, const char *where, const char *text)
 {
-	struct wfs_fsck_action action = { .kind = kind, .where = where, .text = text };
+	struct wfs_fsck_finding done = { .kind = kind, .where = where, .text = text };
 
 	fix->actions++;
 	if (fix->notes)
 		fprintf(fix->notes, "%s: %s: %s\n", kind, where, text);
 	if (fix->fn)
-		fix->fn(fix->ctx, &action);
+		fix->fn(fix->ctx, &done);
 }
 
 void wfs_fix_sayf(struct wfs_fix *fix, const char *kind, const char *noun, int64_t id,

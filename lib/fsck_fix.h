@@ -29,7 +29,7 @@ struct wfs_fix {
 	bool dry_run;
 	bool settled;        /* nothing that the driver would go on with is under way */
 	bool rows_were_lost; /* of objects: what lies in packs may be theirs */
-	void (*fn)(void *ctx, const struct wfs_fsck_action *action);
+	void (*fn)(void *ctx, const struct wfs_fsck_finding *done);
 	void *ctx;
 	uint64_t actions;
 	int64_t now_ns;

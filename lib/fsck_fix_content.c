@@ -581,31 +581,23 @@ static const struct wfs_fix_step manifest_steps[] = {
 };
 
 /* The dead lose their rows piece by piece; these are not dead. */
+#define IN_USE_WITHOUT_REFS                                                                          \
+	"refs = 0 AND (digest IS NOT NULL OR id IN"                                                  \
+	" (SELECT i.manifest FROM inode i WHERE i.manifest IS NOT NULL))"
+
 static const struct wfs_fix_step living_steps[] = {
 	{ "manifest-refs", WFS_FSCK_ALWAYS,
-		"SELECT id FROM manifest WHERE refs = 0 AND (digest IS NOT NULL OR id IN"
-		" (SELECT i.manifest FROM inode i WHERE i.manifest IS NOT NULL))",
+		"SELECT id FROM manifest WHERE " IN_USE_WITHOUT_REFS,
 		"manifest %1", "refs was 0, but it is in use",
-		"UPDATE manifest SET refs = 1 WHERE refs = 0 AND (digest IS NOT NULL OR id IN"
-		" (SELECT i.manifest FROM inode i WHERE i.manifest IS NOT NULL))" },
+		"UPDATE manifest SET refs = 1 WHERE " IN_USE_WITHOUT_REFS },
 };
 
 static const struct wfs_fix_step solid_steps[] = {
 	{ "manifest-solid", WFS_FSCK_ALWAYS,
-		"SELECT DISTINCT id FROM (SELECT m.id, r.seq, o.data_file, o.offset, o.length,"
-		" first_value(o.data_file) OVER w AS home, sum(o.length) OVER w - o.length AS at"
-		" FROM manifest m JOIN manifest_object r ON r.manifest = m.id"
-		" JOIN object o ON o.id = r.object WHERE m.solid = 1"
-		" WINDOW w AS (PARTITION BY m.id ORDER BY r.seq))"
-		" WHERE data_file IS NULL OR data_file IS NOT home OR offset IS NOT at",
+		"SELECT DISTINCT id FROM " WFS_FSCK_NOT_SOLID(""),
 		"manifest %1", "it is not solid, and no longer marked so",
 		"UPDATE manifest SET solid = 0 WHERE id IN"
-		" (SELECT id FROM (SELECT m.id, r.seq, o.data_file, o.offset, o.length,"
-		" first_value(o.data_file) OVER w AS home, sum(o.length) OVER w - o.length AS at"
-		" FROM manifest m JOIN manifest_object r ON r.manifest = m.id"
-		" JOIN object o ON o.id = r.object WHERE m.solid = 1"
-		" WINDOW w AS (PARTITION BY m.id ORDER BY r.seq))"
-		" WHERE data_file IS NULL OR data_file IS NOT home OR offset IS NOT at)" },
+		" (SELECT id FROM " WFS_FSCK_NOT_SOLID("") ")" },
 };
 
 /* Two that are one: the older keeps all files. */
@@ -651,6 +643,10 @@ int wfs_fix_manifests(struct wfs_fix *fix)
 
 /* A dirty file whose flush has failed (docs/decisions/0020): whatever the gate says of it. */
 #define SYNC_FAILED "(reason = 'sync-failed' AND data_file IS NOT NULL)"
+#define WRONG_VERDICT                                                                                \
+	"verdict IN (3, 4, 5) AND reason IS NULL"                                                    \
+	" OR verdict IN (0, 2) AND reason IS NOT NULL AND NOT " SYNC_FAILED                          \
+	" OR verdict <> 0 AND NOT " IS_REG("inode")
 
 static const struct wfs_fix_step inode_steps[] = {
 	{ "inode-content", WFS_FSCK_ALWAYS,
@@ -690,12 +686,9 @@ static const struct wfs_fix_step inode_steps[] = {
 		"UPDATE inode SET size = (SELECT m.size FROM manifest m WHERE m.id = inode.manifest)"
 		" WHERE manifest IS NOT NULL" },
 	{ "verdict", WFS_FSCK_ALWAYS,
-		"SELECT ino, verdict, reason FROM inode WHERE verdict IN (3, 4, 5) AND reason IS NULL"
-		" OR verdict IN (0, 2) AND reason IS NOT NULL AND NOT " SYNC_FAILED " OR verdict <> 0 AND NOT " IS_REG("inode"),
+		"SELECT ino, verdict, reason FROM inode WHERE " WRONG_VERDICT,
 		"inode %1", "@1 had verdict %2 and reason %3; no verdict is taken, until the next close",
-		"UPDATE inode SET verdict = 0, reason = NULL, detail = NULL WHERE verdict IN (3, 4, 5)"
-		" AND reason IS NULL OR verdict IN (0, 2) AND reason IS NOT NULL AND NOT " SYNC_FAILED
-		" OR verdict <> 0 AND NOT " IS_REG("inode") },
+		"UPDATE inode SET verdict = 0, reason = NULL, detail = NULL WHERE " WRONG_VERDICT },
 	{ "verdict", WFS_FSCK_ALWAYS,
 		"SELECT ino, reason FROM inode WHERE verdict = 1 AND reason <> 'warning' AND NOT " SYNC_FAILED,
 		"inode %1", "@1 is valid, but had the reason %2",
@@ -733,23 +726,17 @@ static const struct wfs_fix_step count_steps[] = {
 		"manifest %1", "it is dead, and can no longer be found by its digest",
 		"UPDATE manifest SET digest = NULL WHERE refs = 0" },
 	{ "nlink", WFS_FSCK_ALWAYS,
-		"SELECT i.ino, i.nlink, (SELECT count(*) FROM dirent d WHERE d.ino = i.ino)"
-		" + (SELECT count(*) FROM tensor t WHERE t.ino = i.ino) AS n FROM inode i"
-		" WHERE NOT " WFS_FSCK_IS_DIR("i") " AND i.nlink <> n",
+		"SELECT i.ino, i.nlink, " WFS_FSCK_NAMES("i") " AS n FROM inode i WHERE NOT "
+		WFS_FSCK_IS_DIR("i") " AND i.nlink <> n",
 		"inode %1", "@1 had nlink %2; it has %3 names",
-		"UPDATE inode SET nlink = (SELECT count(*) FROM dirent d WHERE d.ino = inode.ino)"
-		" + (SELECT count(*) FROM tensor t WHERE t.ino = inode.ino) WHERE NOT "
+		"UPDATE inode SET nlink = " WFS_FSCK_NAMES("inode") " WHERE NOT "
 		WFS_FSCK_IS_DIR("inode") },
 	{ "nlink", WFS_FSCK_ALWAYS,
-		"SELECT i.ino, i.nlink, 2 + (SELECT count(*) FROM dirent d JOIN inode c ON c.ino = d.ino"
-		" WHERE d.parent = i.ino AND " WFS_FSCK_IS_DIR("c") ") AS n FROM inode i WHERE "
-		WFS_FSCK_IS_DIR("i") " AND i.nlink <> n"
-		" AND (i.ino = 1 OR EXISTS (SELECT 1 FROM dirent d WHERE d.ino = i.ino))",
+		"SELECT i.ino, i.nlink, " WFS_FSCK_LINKS("i") " AS n FROM inode i WHERE "
+		WFS_FSCK_IS_DIR("i") " AND i.nlink <> n AND (i.ino = 1 OR " WFS_FSCK_IS_NAMED("i") ")",
 		"inode %1", "@1 had nlink %2; it should be %3",
-		"UPDATE inode AS i SET nlink = 2 + (SELECT count(*) FROM dirent d JOIN inode c"
-		" ON c.ino = d.ino WHERE d.parent = i.ino AND " WFS_FSCK_IS_DIR("c") ") WHERE "
-		WFS_FSCK_IS_DIR("i")
-		" AND (i.ino = 1 OR EXISTS (SELECT 1 FROM dirent d WHERE d.ino = i.ino))" },
+		"UPDATE inode AS i SET nlink = " WFS_FSCK_LINKS("i") " WHERE " WFS_FSCK_IS_DIR("i")
+		" AND (i.ino = 1 OR " WFS_FSCK_IS_NAMED("i") ")" },
 	{ "sequence", WFS_FSCK_ALWAYS,
 		"SELECT t.name, t.top, s.seq FROM " LARGEST_IDS " t LEFT JOIN sqlite_sequence s"
 		" ON s.name = t.name WHERE t.top > coalesce(s.seq, 0)",

@@ -200,12 +200,6 @@ static int move_to_lost(struct wfs_fix *fix, int64_t id, int64_t parent, const c
 
 /* ---- cycles ---- */
 
-static const char unreached[] =
-	"WITH RECURSIVE reached (ino) AS (VALUES (1) UNION SELECT c.ino FROM reached r"
-	" JOIN dirent d ON d.parent = r.ino JOIN inode c ON c.ino = d.ino WHERE " IS_DIR("c") ")"
-	" SELECT i.ino FROM inode i WHERE " IS_DIR("i") " AND i.ino NOT IN reached"
-	" AND EXISTS (SELECT 1 FROM dirent d WHERE d.ino = i.ino) LIMIT 1";
-
 /* 1, or 0 at the top: a directory without a name. */
 static int parent_of(struct wfs_fix *fix, int64_t *ino)
 {
@@ -234,7 +228,7 @@ static int break_cycles(struct wfs_fix *fix)
 	int64_t ino = 0, id = 0;
 	int ret;
 
-	while ((ret = wfs_fix_number(fix, unreached, &ino, "")) > 0) {
+	while ((ret = wfs_fix_number(fix, WFS_FSCK_UNREACHED " LIMIT 1", &ino, "")) > 0) {
 		WFS_AUTO_FREE char *sql = NULL;
 
 		ret = find_in_cycle(fix, &ino);

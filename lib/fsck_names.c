@@ -119,15 +119,13 @@ static const struct wfs_fsck_check dirent_checks[] = {
 		" (SELECT 1 FROM inode i WHERE i.ino = d.ino)",
 		"dirent %1", "\"%2\" names inode %3, which does not exist" },
 	{ "nlink", WFS_FSCK_ALWAYS,
-		"SELECT i.ino, i.nlink, (SELECT count(*) FROM dirent d WHERE d.ino = i.ino)"
-		" + (SELECT count(*) FROM tensor t WHERE t.ino = i.ino) AS names"
+		"SELECT i.ino, i.nlink, " WFS_FSCK_NAMES("i") " AS names"
 		" FROM inode i WHERE NOT " IS_DIR("i") " AND names IS NOT i.nlink",
 		"inode %1", "@1 has nlink %2, but %3 names" },
 	{ "nlink", WFS_FSCK_ALWAYS,
-		"SELECT i.ino, i.nlink, 2 + (SELECT count(*) FROM dirent d"
-		" JOIN inode c ON c.ino = d.ino WHERE d.parent = i.ino AND " IS_DIR("c") ") AS links"
+		"SELECT i.ino, i.nlink, " WFS_FSCK_LINKS("i") " AS links"
 		" FROM inode i WHERE " IS_DIR("i") " AND links IS NOT i.nlink"
-		" AND (i.ino = 1 OR EXISTS (SELECT 1 FROM dirent d WHERE d.ino = i.ino))",
+		" AND (i.ino = 1 OR " WFS_FSCK_IS_NAMED("i") ")",
 		"inode %1", "@1 has nlink %2, should have %3" },
 	{ "directory-names", WFS_FSCK_ALWAYS,
 		"SELECT i.ino, (SELECT count(*) FROM dirent d WHERE d.ino = i.ino) AS names"
@@ -135,11 +133,7 @@ static const struct wfs_fsck_check dirent_checks[] = {
 		" AND (i.nlink <> 0 OR EXISTS (SELECT 1 FROM dirent e WHERE e.parent = i.ino)))",
 		"inode %1", "the directory @1 has %2 names instead of one" },
 	{ "directory-cycle", WFS_FSCK_ALWAYS,
-		"WITH RECURSIVE reached (ino) AS (VALUES (1) UNION SELECT c.ino FROM reached r"
-		" JOIN dirent d ON d.parent = r.ino JOIN inode c ON c.ino = d.ino"
-		" WHERE " IS_DIR("c") ")"
-		" SELECT i.ino FROM inode i WHERE " IS_DIR("i") " AND i.ino NOT IN reached"
-		" AND EXISTS (SELECT 1 FROM dirent d WHERE d.ino = i.ino)",
+		WFS_FSCK_UNREACHED,
 		"inode %1", "the directory @1 cannot be reached from the root" },
 };
 

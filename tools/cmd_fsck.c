@@ -15,21 +15,20 @@ struct report {
 	json_t *findings, *actions, *left;
 };
 
-static void print_line(const char *before, const char *kind, const char *where, const char *text)
+static void tell(bool json, json_t *list, const char *before, const struct wfs_fsck_finding *f)
 {
-	WFS_AUTO_FREE char *a = ui_escape(where, strlen(where));
-	WFS_AUTO_FREE char *b = ui_escape(text, strlen(text));
+	WFS_AUTO_FREE char *where = ui_escape(f->where, strlen(f->where));
+	WFS_AUTO_FREE char *text = ui_escape(f->text, strlen(f->text));
+	json_t *o;
 
-	printf("%s%s: %s: %s\n", before, kind, a, b);
-}
-
-static void add_line(json_t *list, const char *kind, const char *where, const char *text)
-{
-	json_t *o = json_object();
-
-	ui_json_put(o, "kind", ui_json_text(kind));
-	ui_json_put(o, "where", ui_json_text(where));
-	ui_json_put(o, "text", ui_json_text(text));
+	if (!json) {
+		printf("%s%s: %s: %s\n", before, f->kind, where, text);
+		return;
+	}
+	o = json_object();
+	ui_json_put(o, "kind", ui_json_text(f->kind));
+	ui_json_put(o, "where", ui_json_text(f->where));
+	ui_json_put(o, "text", ui_json_text(f->text));
 	ui_json_append(list, o);
 }
 
@@ -37,30 +36,21 @@ static void tell_finding(void *ctx, const struct wfs_fsck_finding *f)
 {
 	struct report *r = ctx;
 
-	if (r->json)
-		add_line(r->findings, f->kind, f->where, f->text);
-	else
-		print_line("", f->kind, f->where, f->text);
+	tell(r->json, r->findings, "", f);
 }
 
-static void tell_action(void *ctx, const struct wfs_fsck_action *a)
+static void tell_action(void *ctx, const struct wfs_fsck_finding *f)
 {
 	struct report *r = ctx;
 
-	if (r->json)
-		add_line(r->actions, a->kind, a->where, a->text);
-	else
-		print_line(r->dry_run ? "would repair " : "repaired ", a->kind, a->where, a->text);
+	tell(r->json, r->actions, r->dry_run ? "would repair " : "repaired ", f);
 }
 
 static void tell_left(void *ctx, const struct wfs_fsck_finding *f)
 {
 	struct report *r = ctx;
 
-	if (r->json)
-		add_line(r->left, f->kind, f->where, f->text);
-	else
-		print_line("NOT REPAIRED ", f->kind, f->where, f->text);
+	tell(r->json, r->left, "NOT REPAIRED ", f);
 }
 
 static json_t *summary_json(const struct wfs_fsck_summary *n)
