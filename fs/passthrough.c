@@ -12,6 +12,8 @@
 #include <sys/vfs.h>
 #include <sys/utsname.h>
 
+#include "lib/format.h"
+
 #include "fs/driver.h"
 
 /* ---- the kernel's words that the headers of Debian 12 do not have ---- */
@@ -219,10 +221,9 @@ static int try_it(struct wfs_driver *d)
 
 	if (is_on_fuse(d))
 		return -ELOOP;
-	if (asprintf(&path, "%s/weightfs.db", wfs_store_path(d->store)) < 0) {
-		path = NULL;
+	path = wfs_format("%s/weightfs.db", wfs_store_path(d->store));
+	if (!path)
 		return -ENOMEM;
-	}
 	fd = open(path, O_RDONLY | O_CLOEXEC);
 	id = fd >= 0 ? register_fd(d, fd) : -errno;
 	if (id > 0)

@@ -8,6 +8,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "lib/format.h"
+
 #include "fs/driver.h"
 #include "fs/guard.h"
 #include "fs/loop.h"
@@ -145,16 +147,12 @@ static char *option_string(struct wfs_driver *d)
 {
 	const struct wfs_mount_options *o = d->options;
 	WFS_AUTO_FREE char *name = escape(wfs_store_path(d->store));
-	char *out;
 
 	if (!name)
 		return NULL;
-	if (asprintf(&out, "default_permissions,subtype=weightfs,max_read=%u,fsname=%s%s%s%s%s",
-		    WFS_MAX_IO, name, o->allow_other ? ",allow_other" : "",
-		    o->read_only ? ",ro" : "", o->fuse_options ? "," : "",
-		    o->fuse_options ? o->fuse_options : "") < 0)
-		return NULL;
-	return out;
+	return wfs_format("default_permissions,subtype=weightfs,max_read=%u,fsname=%s%s%s%s%s",
+		WFS_MAX_IO, name, o->allow_other ? ",allow_other" : "", o->read_only ? ",ro" : "",
+		o->fuse_options ? "," : "", o->fuse_options ? o->fuse_options : "");
 }
 
 static int new_session(struct wfs_driver *d, struct wfs_err *err)

@@ -6,6 +6,7 @@
 
 #include "fs/driver.h"
 #include "lib/content.h"
+#include "lib/format.h"
 
 #define XATTR_PREFIX "user.weightfs."
 
@@ -415,10 +416,9 @@ static int directory_xattr(
 		return err;
 	if (!refused && !m->left_out[0])
 		return -ENODATA;
-	return asprintf(ret, "%s%s%s", m->left_out, m->left_out[0] && refused ? "\n" : "",
-		       refused ? refused : "") < 0
-		       ? -ENOMEM
-		       : 0;
+	*ret = wfs_format("%s%s%s", m->left_out, m->left_out[0] && refused ? "\n" : "",
+		refused ? refused : "");
+	return *ret ? 0 : -ENOMEM;
 }
 
 static int get_xattr(

@@ -7,6 +7,7 @@
 #include <sys/xattr.h>
 
 #include "lib/damage.h"
+#include "lib/format.h"
 #include "lib/name.h"
 #include "lib/quota.h"
 #include "lib/size_text.h"
@@ -225,7 +226,6 @@ static int get_error(struct wfs_store *s, uint64_t ino, void **ret, size_t *ret_
 	const unsigned char *reason, *detail;
 	sqlite3_stmt *row;
 	char *text = NULL;
-	int len = 0;
 	int found = wfs_db_first(&s->db, WFS_Q_INODE_VERDICT, &row, "i", ino);
 
 	if (found <= 0)
@@ -234,13 +234,13 @@ static int get_error(struct wfs_store *s, uint64_t ino, void **ret, size_t *ret_
 	detail = sqlite3_column_text(row, 2);
 	if (sqlite3_column_int(row, 0) < WFS_VERDICT_INCOMPLETE || !reason)
 		found = -ENODATA;
-	else if ((len = asprintf(&text, "%s: %s", reason, detail ? (const char *)detail : "")) < 0)
+	else if (!(text = wfs_format("%s: %s", reason, detail ? (const char *)detail : "")))
 		found = -ENOMEM;
 	wfs_db_done(row);
 	if (found < 0)
 		return found;
 	*ret = text;
-	*ret_size = (size_t)len;
+	*ret_size = strlen(text);
 	return 0;
 }
 
@@ -250,15 +250,15 @@ static int get_damage(struct wfs_store *s, uint64_t ino, void **ret, size_t *ret
 	WFS_AUTO_FREE char *detail = NULL;
 	const char *reason;
 	char *text;
-	int len, found = wfs_damage_text(s, ino, &reason, &detail);
+	int found = wfs_damage_text(s, ino, &reason, &detail);
 
 	if (found <= 0)
 		return found;
-	len = asprintf(&text, "%s: %s", reason, detail);
-	if (len < 0)
+	text = wfs_format("%s: %s", reason, detail);
+	if (!text)
 		return -ENOMEM;
 	*ret = text;
-	*ret_size = (size_t)len;
+	*ret_size = strlen(text);
 	return 1;
 }
 

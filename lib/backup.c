@@ -8,6 +8,7 @@
 
 #include "lib/array.h"
 #include "lib/backup_priv.h"
+#include "lib/format.h"
 #include "lib/hold.h"
 #include "lib/reserve.h"
 
@@ -131,16 +132,14 @@ static int copy_database(struct wfs_backup *b)
 /* Rows of data files that were about to go go at once; and a backup is one file, without a log. */
 static int prune(struct wfs_backup *b)
 {
-	WFS_AUTO_FREE char *sql = NULL;
-
-	if (asprintf(&sql, "PRAGMA journal_mode = DELETE;"
+	WFS_AUTO_FREE char *sql = wfs_format("PRAGMA journal_mode = DELETE;"
 		"BEGIN;"
 		"DELETE FROM data_file WHERE state NOT IN " DATA_STATES ";"
 		"INSERT OR REPLACE INTO meta (key, value) VALUES ('" WFS_NOTE_BACKUP "', '%lld');"
-		"COMMIT", (long long)wfs_now_ns()) < 0) {
-		sql = NULL;
+		"COMMIT", (long long)wfs_now_ns());
+
+	if (!sql)
 		return -ENOMEM;
-	}
 	return wfs_backup_sql(b, sql);
 }
 
@@ -181,12 +180,10 @@ static int list_files(struct wfs_backup *b)
 /* A journal that a run left which was killed would be rolled back into the next database of that name. */
 static int remove_old(struct wfs_backup *b, const char *path)
 {
-	WFS_AUTO_FREE char *journal = NULL;
+	WFS_AUTO_FREE char *journal = wfs_format("%s-journal", path);
 
-	if (asprintf(&journal, "%s-journal", path) < 0) {
-		journal = NULL;
+	if (!journal)
 		return -ENOMEM;
-	}
 	if ((unlink(path) != 0 && errno != ENOENT) || (unlink(journal) != 0 && errno != ENOENT))
 		return wfs_err_errno(b->err, -errno, "%s", path);
 	return 0;

@@ -7,6 +7,7 @@
 
 #include "lib/array.h"
 #include "lib/backup_priv.h"
+#include "lib/format.h"
 #include "lib/tar.h"
 
 #define CHUNK ((size_t)1 << 20)
@@ -271,9 +272,7 @@ static int put_directories(struct archive *a)
 
 static char *path_in(const char *dir, const char *name)
 {
-	char *path;
-
-	return asprintf(&path, "%s/%s", dir, name) < 0 ? NULL : path;
+	return wfs_format("%s/%s", dir, name);
 }
 
 static void remove_snapshots(struct archive *a)

@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 
 #include "lib/db_uri.h"
+#include "lib/format.h"
 #include "lib/listdir.h"
 
 /* ---- the directory ---- */
@@ -95,9 +96,7 @@ void wfs_backup_target_close(struct wfs_backup_target *t)
 
 char *wfs_backup_target_path(const struct wfs_backup_target *t, const char *name)
 {
-	char *path;
-
-	return asprintf(&path, "%s/%s", t->path, name) < 0 ? NULL : path;
+	return wfs_format("%s/%s", t->path, name);
 }
 
 bool wfs_backup_target_has(const struct wfs_backup_target *t, const char *name)

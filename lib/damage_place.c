@@ -7,6 +7,7 @@
 #include "lib/array.h"
 #include "lib/content.h"
 #include "lib/damage.h"
+#include "lib/format.h"
 #include "lib/name.h"
 #include "lib/npy.h"
 #include "lib/store_priv.h"
@@ -232,8 +233,8 @@ static int each_name(struct wfs_store *s, struct wfs_damage_place *place, const 
 
 		if (wfs_name_path(s, names[i].parent, &dir) != 0)
 			continue;
-		if (asprintf(&path, "%s%s%s", dir, strcmp(dir, "/") ? "/" : "", names[i].text) < 0) {
-			path = NULL;
+		path = wfs_format("%s%s%s", dir, strcmp(dir, "/") ? "/" : "", names[i].text);
+		if (!path) {
 			ret = -ENOMEM;
 			break;
 		}
@@ -317,18 +318,15 @@ static int append(struct line *line, const char *fmt, ...) WFS_PRINTF(2, 3);
 
 static int append(struct line *line, const char *fmt, ...)
 {
-	char *text = NULL, *both = NULL;
+	WFS_AUTO_FREE char *text = NULL;
 	va_list args;
-	int len;
+	char *both;
 
 	va_start(args, fmt);
-	len = vasprintf(&text, fmt, args);
+	text = wfs_vformat(fmt, args);
 	va_end(args);
-	if (len < 0)
-		return -ENOMEM;
-	len = asprintf(&both, "%s%s", line->text ? line->text : "", text);
-	free(text);
-	if (len < 0)
+	both = text ? wfs_format("%s%s", line->text ? line->text : "", text) : NULL;
+	if (!both)
 		return -ENOMEM;
 	free(line->text);
 	line->text = both;

@@ -13,6 +13,7 @@
 #include "lib/db_priv.h"
 #include "lib/db_trust.h"
 #include "lib/db_uri.h"
+#include "lib/format.h"
 #include "lib/wal_file.h"
 
 #include "schema_sql.h"
@@ -513,13 +514,11 @@ static int open_failed(struct wfs_db *db, int code, struct wfs_err *err)
 
 static bool has_log(const struct wfs_db *db)
 {
-	WFS_AUTO_FREE char *path = NULL;
+	WFS_AUTO_FREE char *path = wfs_format("%s-wal", db->path);
 	struct stat st;
 
-	if (asprintf(&path, "%s-wal", db->path) < 0) {
-		path = NULL;
+	if (!path)
 		return true;
-	}
 	return stat(path, &st) == 0 && st.st_size > 0;
 }
 
@@ -674,10 +673,9 @@ static int open_wal(struct wfs_db *db, struct wfs_err *err)
 	if (code != SQLITE_OK)
 		return open_failed(db, code, err);
 	db->commits++;
-	if (asprintf(&path, "%s-wal", db->path) < 0) {
-		path = NULL;
+	path = wfs_format("%s-wal", db->path);
+	if (!path)
 		return -ENOMEM;
-	}
 	db->wal_fd = open(path, O_RDWR | O_NOFOLLOW | O_CLOEXEC);
 	if (db->wal_fd < 0)
 		return wfs_err_errno(err, -errno, "%s", path);
@@ -696,10 +694,9 @@ static int settle_log(struct wfs_db *db, struct wfs_err *err)
 
 	if (db->read_only)
 		return 0;
-	if (asprintf(&path, "%s-wal", db->path) < 0) {
-		path = NULL;
+	path = wfs_format("%s-wal", db->path);
+	if (!path)
 		return -ENOMEM;
-	}
 	fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
 	if (fd < 0)
 		return errno == ENOENT ? 0 : wfs_err_errno(err, -errno, "%s", path);
@@ -753,12 +750,8 @@ int wfs_db_open(struct wfs_db *db, const char *dir, bool read_only, bool create,
 	db->wal_fd = -1;
 	pthread_mutex_init(&db->lock, NULL);
 	pthread_mutex_init(&db->sync_lock, NULL);
-	if (asprintf(&db->path, "%s/weightfs.db", dir) < 0) {
-		db->path = NULL;
-		ret = -ENOMEM;
-	} else {
-		ret = open_all(db, create, err);
-	}
+	db->path = wfs_format("%s/weightfs.db", dir);
+	ret = db->path ? open_all(db, create, err) : -ENOMEM;
 	if (ret)
 		wfs_db_close(db);
 	return ret;

@@ -9,6 +9,8 @@
 #include <strings.h>
 #include <sys/stat.h>
 
+#include "lib/format.h"
+
 #define MAX_VALUE (64 << 20) /* bytes of a row: four times what the largest of ours takes */
 #define MAX_SQL 100000
 #define MAGIC_SIZE 8
@@ -37,13 +39,11 @@ int wfs_db_trust_files(const char *path, struct wfs_err *err)
 	static const char *const beside[] = { "", "-wal", "-shm", "-journal" };
 
 	for (size_t i = 0; i < WFS_ARRAY_SIZE(beside); i++) {
-		WFS_AUTO_FREE char *name = NULL;
+		WFS_AUTO_FREE char *name = wfs_format("%s%s", path, beside[i]);
 		struct stat st;
 
-		if (asprintf(&name, "%s%s", path, beside[i]) < 0) {
-			name = NULL;
+		if (!name)
 			return -ENOMEM;
-		}
 		if (lstat(name, &st) != 0)
 			continue;
 		if (!S_ISREG(st.st_mode))

@@ -4,6 +4,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "lib/format.h"
+
 void wfs_err_clear(struct wfs_err *err)
 {
 	*err = (struct wfs_err)WFS_ERR_INIT;
@@ -23,16 +25,15 @@ static void format(char *buf, size_t size, const char *fmt, va_list ap)
 {
 	static const char cut[] = " ... ";
 	size_t head = size / 3, tail = size - head - sizeof(cut);
-	WFS_AUTO_FREE char *all = NULL;
-	int len = vasprintf(&all, fmt, ap);
+	WFS_AUTO_FREE char *all = wfs_vformat(fmt, ap);
+	size_t len = all ? strlen(all) : 0;
 
-	if (len < 0) {
-		all = NULL;
+	if (!all) {
 		snprintf(buf, size, "no memory for a message");
-	} else if ((size_t)len < size) {
-		memcpy(buf, all, (size_t)len + 1);
+	} else if (len < size) {
+		memcpy(buf, all, len + 1);
 	} else {
-		snprintf(buf, size, "%.*s%s%s", (int)head, all, cut, all + (size_t)len - tail);
+		snprintf(buf, size, "%.*s%s%s", (int)head, all, cut, all + len - tail);
 	}
 }
 

@@ -9,6 +9,7 @@
 
 #include "lib/db_trust.h"
 #include "lib/db_uri.h"
+#include "lib/format.h"
 #include "lib/fsck_check.h"
 
 #define APPLICATION_ID 0x57744653
@@ -59,13 +60,11 @@ static int open_hardened(struct wfs_fsck_run *run, const char *path, bool immuta
 
 static int open_connection(struct wfs_fsck_run *run, sqlite3 **ret)
 {
-	WFS_AUTO_FREE char *path = NULL;
+	WFS_AUTO_FREE char *path = wfs_format("%s/%s", run->path, run->db_name);
 	int code;
 
-	if (asprintf(&path, "%s/%s", run->path, run->db_name) < 0) {
-		path = NULL;
+	if (!path)
 		return SQLITE_NOMEM;
-	}
 	code = open_hardened(run, path, false, ret);
 	if ((code & 0xff) != SQLITE_CANTOPEN && (code & 0xff) != SQLITE_READONLY)
 		return code;
@@ -109,12 +108,10 @@ static int open_failed(struct wfs_fsck_run *run, int code)
 /* SQLite opens what lies beside the database, too. */
 static int check_files(struct wfs_fsck_run *run)
 {
-	WFS_AUTO_FREE char *path = NULL;
+	WFS_AUTO_FREE char *path = wfs_format("%s/weightfs.db", run->path);
 
-	if (asprintf(&path, "%s/weightfs.db", run->path) < 0) {
-		path = NULL;
+	if (!path)
 		return -ENOMEM;
-	}
 	return wfs_db_trust_files(path, run->err);
 }
 

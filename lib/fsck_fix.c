@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 
 #include "lib/array.h"
+#include "lib/format.h"
 #include "lib/owner.h"
 
 #define COPY_SIZE (1 << 20)
@@ -202,22 +203,17 @@ int wfs_fix_table(struct wfs_fix *fix, const struct wfs_fix_step *steps, size_t 
 
 static int fix_column(struct wfs_fix *fix, const struct wfs_fix_column *c)
 {
-	WFS_AUTO_FREE char *sql = NULL, *where = NULL, *text = NULL, *change = NULL;
-	struct wfs_fix_step step = { .kind = "column-type" };
-	int ret = -ENOMEM;
+	WFS_AUTO_FREE char *sql = wfs_format("SELECT %s, %s, typeof(%s) FROM %s WHERE NOT (%s)", c->id,
+		c->column, c->column, c->table, c->good);
+	WFS_AUTO_FREE char *where = wfs_format("%s %%1", c->table);
+	WFS_AUTO_FREE char *text = wfs_format("%s was %%2 (%%3), and is set to what the rest says", c->column);
+	WFS_AUTO_FREE char *change = wfs_format("UPDATE OR IGNORE %s SET %s = %s WHERE NOT (%s)", c->table,
+		c->column, c->value, c->good);
+	const struct wfs_fix_step step = {
+		.kind = "column-type", .sql = sql, .where = where, .text = text, .change = change,
+	};
 
-	if (asprintf(&sql, "SELECT %s, %s, typeof(%s) FROM %s WHERE NOT (%s)", c->id, c->column,
-		    c->column, c->table, c->good) < 0 ||
-		asprintf(&where, "%s %%1", c->table) < 0 ||
-		asprintf(&text, "%s was %%2 (%%3), and is set to what the rest says", c->column) < 0 ||
-		asprintf(&change, "UPDATE OR IGNORE %s SET %s = %s WHERE NOT (%s)", c->table,
-			c->column, c->value, c->good) < 0)
-		return ret;
-	step.sql = sql;
-	step.where = where;
-	step.text = text;
-	step.change = change;
-	return run_step(fix, &step);
+	return sql && where && text && change ? run_step(fix, &step) : -ENOMEM;
 }
 
 int wfs_fix_columns(struct wfs_fix *fix, const struct wfs_fix_column *columns, size_t n)

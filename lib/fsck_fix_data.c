@@ -8,6 +8,7 @@
 
 #include "lib/array.h"
 #include "lib/datafile.h"
+#include "lib/format.h"
 #include "lib/listdir.h"
 
 /* ---- the directory data/ ---- */
@@ -21,10 +22,9 @@ static int set_aside(struct wfs_fix *fix, const char *path)
 
 	if (fix->dry_run)
 		return 0;
-	if (asprintf(&to, "data/%s", path) < 0) {
-		to = NULL;
+	to = wfs_format("data/%s", path);
+	if (!to)
 		return -ENOMEM;
-	}
 	ret = wfs_fix_mkdir(fix->kept_fd, "data");
 	slash = strrchr(to, '/');
 	*slash = '\0';
@@ -141,13 +141,11 @@ static int fix_regular(struct wfs_fix *fix, const char *dir, const char *path, c
 
 static int fix_entry(struct wfs_fix *fix, const char *dir, const char *name)
 {
-	WFS_AUTO_FREE char *path = NULL;
+	WFS_AUTO_FREE char *path = wfs_format("%s%s%s", dir ? dir : "", dir ? "/" : "", name);
 	struct stat st;
 
-	if (asprintf(&path, "%s%s%s", dir ? dir : "", dir ? "/" : "", name) < 0) {
-		path = NULL;
+	if (!path)
 		return -ENOMEM;
-	}
 	if (fstatat(fix->run->data_fd, path, &st, AT_SYMLINK_NOFOLLOW) != 0)
 		return errno == ENOENT ? 0 : wfs_err_errno(fix->run->err, -errno, "data/%s", path);
 	if (S_ISREG(st.st_mode))

@@ -5,6 +5,8 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "lib/format.h"
+
 #define IS_DIR WFS_FSCK_IS_DIR
 #define IS_REG WFS_FSCK_IS_REG
 #define IS_LNK WFS_FSCK_IS_LNK
@@ -223,25 +225,27 @@ static int find_in_cycle(struct wfs_fix *fix, int64_t *ino)
 	return WFS_MIN(ret, 0);
 }
 
+static int move_entry_to_lost(struct wfs_fix *fix, int64_t id)
+{
+	WFS_AUTO_FREE char *sql = wfs_format("SELECT id, parent FROM dirent WHERE id = %lld", (long long)id);
+
+	return sql ? each_entry(fix, sql, move_to_lost) : -ENOMEM;
+}
+
 static int break_cycles(struct wfs_fix *fix)
 {
 	int64_t ino = 0, id = 0;
 	int ret;
 
 	while ((ret = wfs_fix_number(fix, WFS_FSCK_UNREACHED " LIMIT 1", &ino, "")) > 0) {
-		WFS_AUTO_FREE char *sql = NULL;
-
 		ret = find_in_cycle(fix, &ino);
 		if (ret == 0)
 			ret = wfs_fix_number(fix, "SELECT min(id) FROM dirent WHERE ino = ?", &id, "i", ino);
 		/* The top has no name: it gets one, and all below is reached. */
 		if (ret == 0)
 			ret = wfs_lost_link_inode(fix, "directory-names", ino);
-		else if (ret > 0 && asprintf(&sql, "SELECT id, parent FROM dirent WHERE id = %lld",
-					    (long long)id) < 0)
-			return -ENOMEM;
 		else if (ret > 0)
-			ret = each_entry(fix, sql, move_to_lost);
+			ret = move_entry_to_lost(fix, id);
 		if (ret < 0)
 			return ret;
 	}

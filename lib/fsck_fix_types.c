@@ -3,6 +3,8 @@
 
 #include <errno.h>
 
+#include "lib/format.h"
+
 #define INT(c) "typeof(" c ") = 'integer'"
 #define BETWEEN(c, low, high) INT(c) " AND " c " BETWEEN " low " AND " high
 #define ID_OR_NULL(c) "(" c " IS NULL OR " BETWEEN(c, "1", WFS_FSCK_MAX_ID) ")"
@@ -145,25 +147,28 @@ static int give_new_id(struct wfs_fix *fix, size_t table, int64_t old)
 	int ret;
 
 	/* Objects and their bytes share their ids. */
-	if (asprintf(&sql, "SELECT 1 + max(coalesce((SELECT max(%s) FROM %s WHERE %s <= " WFS_FSCK_MAX_ID
-		    "), 0), coalesce((SELECT max(id) FROM object WHERE id <= " WFS_FSCK_MAX_ID "), 0),"
-		    " coalesce((SELECT max(object) FROM object_bytes WHERE object <= " WFS_FSCK_MAX_ID
-		    "), 0))", id_tables[table].id, id_tables[table].table, id_tables[table].id) < 0)
+	sql = wfs_format("SELECT 1 + max(coalesce((SELECT max(%s) FROM %s WHERE %s <= " WFS_FSCK_MAX_ID
+		"), 0), coalesce((SELECT max(id) FROM object WHERE id <= " WFS_FSCK_MAX_ID "), 0),"
+		" coalesce((SELECT max(object) FROM object_bytes WHERE object <= " WFS_FSCK_MAX_ID
+		"), 0))", id_tables[table].id, id_tables[table].table, id_tables[table].id);
+	if (!sql)
 		return -ENOMEM;
 	ret = wfs_fix_number(fix, sql, &id, "");
 	id = WFS_MAX(id, 2);
+	if (ret < 0)
+		return ret;
 	free(sql);
-	sql = NULL;
-	if (ret < 0 || asprintf(&sql, "UPDATE %s SET %s = ?1 WHERE %s = ?2", id_tables[table].table,
-			       id_tables[table].id, id_tables[table].id) < 0)
-		return ret < 0 ? ret : -ENOMEM;
+	sql = wfs_format("UPDATE %s SET %s = ?1 WHERE %s = ?2", id_tables[table].table,
+		id_tables[table].id, id_tables[table].id);
+	if (!sql)
+		return -ENOMEM;
 	ret = wfs_fix_exec(fix, sql, "ii", id, old);
 	for (size_t i = 0; ret == 0 && id_tables[table].refs[i][0]; i++) {
 		const char *const *r = id_tables[table].refs[i];
 
 		free(sql);
-		sql = NULL;
-		if (asprintf(&sql, "UPDATE OR IGNORE %s SET %s = ?1 WHERE %s = ?2", r[0], r[1], r[1]) < 0)
+		sql = wfs_format("UPDATE OR IGNORE %s SET %s = ?1 WHERE %s = ?2", r[0], r[1], r[1]);
+		if (!sql)
 			return -ENOMEM;
 		ret = wfs_fix_exec(fix, sql, "ii", id, old);
 	}
@@ -178,11 +183,11 @@ static int fix_ids(struct wfs_fix *fix)
 	int ret = 0;
 
 	for (size_t t = 0; t < WFS_ARRAY_SIZE(id_tables) && ret == 0; t++) {
-		WFS_AUTO_FREE char *sql = NULL;
+		WFS_AUTO_FREE char *sql = wfs_format("SELECT %s FROM %s WHERE %s " BAD_ID, id_tables[t].id,
+			id_tables[t].table, id_tables[t].id);
 		struct wfs_fix_rows rows;
 
-		if (asprintf(&sql, "SELECT %s FROM %s WHERE %s " BAD_ID, id_tables[t].id,
-			    id_tables[t].table, id_tables[t].id) < 0)
+		if (!sql)
 			return -ENOMEM;
 		ret = wfs_fix_rows(fix, sql, &rows, "");
 		for (size_t i = 0; i < rows.n && ret == 0; i++)

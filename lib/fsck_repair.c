@@ -9,6 +9,7 @@
 #include <time.h>
 
 #include "lib/digest.h"
+#include "lib/format.h"
 #include "lib/fsck.h"
 #include "lib/owner.h"
 #include "lib/store_time.h"
@@ -196,9 +197,7 @@ static void sql_file_size(sqlite3_context *context, int n, sqlite3_value **v)
 
 static char *path_in(const char *store, const char *name)
 {
-	char *path;
-
-	return asprintf(&path, "%s/%s", store, name) < 0 ? NULL : path;
+	return wfs_format("%s/%s", store, name);
 }
 
 static int db_failed(struct repair *r, sqlite3 *db, int code, const char *what)

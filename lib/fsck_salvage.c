@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "lib/db.h"
+#include "lib/format.h"
 
 #include "schema_sql.h"
 
@@ -159,7 +160,6 @@ static char *select_sql(struct salvage *s, bool down)
 	char columns[600] = "", order[120] = "";
 	const char *key = s->table->columns[0];
 	size_t len = 0;
-	char *sql;
 
 	for (size_t i = 0; s->table->columns[i]; i++) {
 		sqlite3_stmt *probe = NULL;
@@ -174,7 +174,7 @@ static char *select_sql(struct salvage *s, bool down)
 		sqlite3_finalize(probe);
 	}
 	if (!s->table->order)
-		return asprintf(&sql, "SELECT %s FROM %s", columns, s->table->name) < 0 ? NULL : sql;
+		return wfs_format("SELECT %s FROM %s", columns, s->table->name);
 	len = 0;
 	for (const char *p = s->table->order; *p && len + 8 < sizeof(order); p++) {
 		if (*p == ',')
@@ -182,9 +182,8 @@ static char *select_sql(struct salvage *s, bool down)
 		order[len++] = *p;
 		order[len] = '\0';
 	}
-	return asprintf(&sql, "SELECT %s FROM %s %s WHERE %s BETWEEN ? AND ? ORDER BY %s%s", columns,
-		       s->table->name, s->table->has_rowid ? "NOT INDEXED" : "", key, order,
-		       down ? " DESC" : "") < 0 ? NULL : sql;
+	return wfs_format("SELECT %s FROM %s %s WHERE %s BETWEEN ? AND ? ORDER BY %s%s", columns,
+		s->table->name, s->table->has_rowid ? "NOT INDEXED" : "", key, order, down ? " DESC" : "");
 }
 
 static sqlite3_stmt *prepare_way(struct salvage *s, bool down)
@@ -306,10 +305,9 @@ static int copy_table(struct salvage *s, const struct table *table)
 			table->columns[n]);
 		memcpy(marks + 2 * n, n ? ",?" : " ?", 3);
 	}
-	if (asprintf(&sql, "INSERT OR IGNORE INTO %s (%s) VALUES (%s)", table->name, columns, marks) < 0) {
-		sql = NULL;
+	sql = wfs_format("INSERT OR IGNORE INTO %s (%s) VALUES (%s)", table->name, columns, marks);
+	if (!sql)
 		return -ENOMEM;
-	}
 	if (sqlite3_prepare_v2(s->to, sql, -1, &s->insert, NULL) != SQLITE_OK)
 		return to_failed(s, table->name);
 	if (!s->up || (table->order && !s->down))

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "lib/array.h"
+#include "lib/format.h"
 
 static void out_of_memory(void)
 {
@@ -33,9 +34,9 @@ void ui_array_room(void *ret_list, size_t size, size_t n, size_t *room)
 WFS_PRINTF(1, 0)
 static char *format_list(const char *fmt, va_list args)
 {
-	char *text;
+	char *text = wfs_vformat(fmt, args);
 
-	if (vasprintf(&text, fmt, args) < 0)
+	if (!text)
 		out_of_memory();
 	return text;
 }

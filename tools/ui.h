@@ -36,7 +36,7 @@ void ui_progress_end(void);
 
 /* ---- memory ---- */
 
-/* As calloc, WFS_ARRAY_ROOM (lib/array.h) and vasprintf, but they do not fail. */
+/* As calloc, WFS_ARRAY_ROOM (lib/array.h) and wfs_format, but they do not fail. */
 #define UI_ARRAY_ROOM(list, n, room) ui_array_room(&(list), sizeof(*(list)), n, &(room))
 void *ui_alloc(size_t size);
 void ui_array_room(void *ret_list, size_t size, size_t n, size_t *room);
