@@ -17,7 +17,7 @@ import pytest
 
 from support.disks import small_disk
 from support.files import MIB, random_bytes, read_file, tree_hashes, write_file
-from support.mounts import data_files, disk_blocks, wait_for
+from support.mounts import data_files, disk_blocks, filled_data_files, wait_for
 from support.shards import shard
 
 SECONDS = float(os.environ.get("WEIGHTFS_BACKUP_SECONDS", "3"))
@@ -135,18 +135,13 @@ def test_what_is_in_it(backup, state, form):
     assert not [name for name in os.listdir(backup.base) if name.startswith(".weightfs-backup")]
 
 
-def filled(store):
-    """Its data files, without those that are kept empty for the next file."""
-    return [path for path in data_files(store) if path.stat().st_size]
-
-
 def test_incremental(backup):
     """A second run copies what is new, byte for byte no more, and removes what is gone."""
     mount = backup.mount
     fill(mount.dir / "d")
     mount.wait_sealed()
     first = backup.make()
-    assert first["files_kept"] == 0 and first["files_copied"] == len(filled(mount.store))
+    assert first["files_kept"] == 0 and first["files_copied"] == len(filled_data_files(mount.store))
     again = backup.make()
     assert (again["files_copied"], again["bytes_copied"], again["files_removed"]) == (0, 0, 0)
     assert again["files_kept"] == first["files_copied"]
@@ -155,7 +150,7 @@ def test_incremental(backup):
     mount.wait_sealed()
     third = backup.make()
     assert (third["files_copied"], third["bytes_copied"], third["files_removed"]) == (1, 2 * MIB, 1)
-    assert len(data_files(backup.dir)) == len(filled(mount.store))
+    assert len(data_files(backup.dir)) == len(filled_data_files(mount.store))
     with open(mount.dir / "new.bin", "r+b") as f:  # the pack is taken back in place, and written
         f.write(b"changed")
     mount.wait_sealed()

@@ -11,10 +11,9 @@ import sqlite3
 import numpy
 import pytest
 
-from support.damage import (PAGE, ask, data_path, flip, named, object_of, objects, pages_of, unreadable_pages,
-                            verify)
+from support.damage import PAGE, ask, flip, named, object_of, objects, pages_of, unreadable_pages, verify
 from support.files import errno_of, in_child, random_bytes, read_file, write_file
-from support.mounts import wait_for
+from support.mounts import data_path, wait_for
 from support.shards import shard, valid
 
 TENSOR = 300_000

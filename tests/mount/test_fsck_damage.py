@@ -8,20 +8,13 @@ import pytest
 
 from support.store_damage import DAMAGE, fill, flip_bit, fsck, sql
 from support.files import random_bytes
-from support.mounts import Mount
+from support.mounts import make_store, mounted
 
 
 @pytest.fixture(scope="module")
 def sound_store(weightfs, watchdog, tmp_path_factory):
     """A store with one of everything, unmounted; not to be changed."""
-    m = Mount(weightfs, tmp_path_factory.mktemp("fsck"), watchdog, 120).mount()
-    try:
-        fill(m.dir)
-        m.wait_sealed()
-        m.umount()
-    finally:
-        m.end()
-    return m.store
+    return make_store(weightfs, watchdog, tmp_path_factory.mktemp("fsck"), fill)
 
 
 @pytest.fixture
@@ -87,12 +80,6 @@ def test_ids_that_are_lost_cost_no_data_file(weightfs, watchdog, store, tmp_path
     """Files behind the last id are left over from a crash, and removed; but not those that have a row."""
     sql("UPDATE sqlite_sequence SET seq = 0 WHERE name = 'data_file'")(store)
     before = sorted(path.name for path in (store / "data").rglob("*") if path.is_file())
-    (tmp_path / "mounts").mkdir()
-    m = Mount(weightfs, tmp_path / "mounts", watchdog, 120)
-    m.store = store
-    try:
-        m.mount()
+    with mounted(weightfs, watchdog, tmp_path / "mounts", store=store) as m:
         m.umount()
-    finally:
-        m.end()
     assert before and sorted(path.name for path in (store / "data").rglob("*") if path.is_file()) == before

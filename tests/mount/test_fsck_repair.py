@@ -21,7 +21,7 @@ import time
 import pytest
 
 from support.store_damage import DAMAGE, MORE_DAMAGE, fill, fill_more, fsck, mutate, overwrite_random_pages, touched_by
-from support.mounts import Mount
+from support.mounts import mounted
 
 SEED = int(os.environ.get("FSCK_SEED", "1"))
 ROUNDS = int(os.environ.get("FSCK_ROUNDS", "200"))
@@ -34,8 +34,7 @@ CHECKS = ["fsck_names", "fsck_content", "fsck_data", "fsck_bytes", "fsck_schema"
 @pytest.fixture(scope="module")
 def sound_store(weightfs, watchdog, tmp_path_factory):
     """A store with one of everything, unmounted, and what is in it; not to be changed."""
-    m = Mount(weightfs, tmp_path_factory.mktemp("repair"), watchdog, 120).mount()
-    try:
+    with mounted(weightfs, watchdog, tmp_path_factory.mktemp("repair")) as m:
         fill(m.dir)
         fill_more(m.dir)
         m.wait_sealed()
@@ -43,8 +42,6 @@ def sound_store(weightfs, watchdog, tmp_path_factory):
         fill_dirty(m.dir)
         files = read_tree(m.dir)
         m.umount()
-    finally:
-        m.end()
     return m.store, files
 
 
@@ -109,15 +106,9 @@ def store_bytes(store):
 
 def mount_and_read(weightfs, watchdog, base, store):
     """What is in a store; mounted, unmounted in order, and clean afterwards."""
-    (base / "mounts").mkdir()
-    m = Mount(weightfs, base / "mounts", watchdog, 120)
-    m.store = store
-    try:
-        m.mount()
+    with mounted(weightfs, watchdog, base / "mounts", store=store) as m:
         files = read_tree(m.dir)
         m.umount()
-    finally:
-        m.end()
     m.assert_clean()
     return files
 

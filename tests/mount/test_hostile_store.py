@@ -17,6 +17,7 @@ import pytest
 
 from support import hostile
 from support.hostile import change_without_index, run_sql
+from support.mounts import data_path
 
 SEEDS = [int(seed) for seed in os.environ.get("WEIGHTFS_HOSTILE_SEEDS", "1").split(",")]
 ROUNDS = int(os.environ.get("WEIGHTFS_HOSTILE_ROUNDS", "300"))
@@ -50,10 +51,6 @@ def store(clean_store, tmp_path):
 @pytest.fixture
 def killed(killed_store, tmp_path):
     return hostile.copy_store(killed_store, tmp_path / "store")
-
-
-def data_path(store, file_id):
-    return store / "data" / f"{file_id & 0xff:02x}" / f"{file_id:016x}"
 
 
 def some_pack(store):

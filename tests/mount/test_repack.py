@@ -13,7 +13,7 @@ import pytest
 
 from support.disks import small_disk
 from support.files import MIB, errno_of, in_child, random_bytes, read_file, write_file
-from support.mounts import data_files, wait_for
+from support.mounts import filled_data_files, wait_for
 from support.shards import shard
 
 TENSOR = MIB + 24  # no multiple of a block
@@ -307,23 +307,18 @@ def test_stopped_in_the_middle(both):
     assert read_file(large) == mount.tuned
 
 
-def filled(store):
-    """The data files that are not kept empty for what comes next."""
-    return {path for path in data_files(store) if path.stat().st_size}
-
-
 @with_large_files
 def test_killed_in_the_middle(both):
     """kill -9 of the driver after the first step, and again right after the last one."""
     mount, large = both, both.dir / "tuned.safetensors"
-    before = filled(mount.store)
+    before = filled_data_files(mount.store)
     fd = os.open(large, os.O_RDONLY)
     assert step(fd)[3] == MORE
     mount.kill()
     assert errno_of(os.close, fd) in (0, errno.ENOTCONN)
     mount.mount()
     mount.wait_sealed()
-    assert filled(mount.store) == before
+    assert filled_data_files(mount.store) == before
     assert layout(mount, "tuned.safetensors") == "composed"
     assert read_file(large) == mount.tuned
     mount.run("repack", large)

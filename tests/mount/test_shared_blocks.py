@@ -16,7 +16,7 @@ import pytest
 
 from support.disks import small_disk, used
 from support.files import MIB, errno_of, random_bytes, read_file, write_file
-from support.mounts import wait_for
+from support.mounts import data_path, wait_for
 from support.shards import shard
 
 TENSOR = MIB + MIB // 2 + 24  # no multiple of a block
@@ -248,7 +248,7 @@ def whole_copy(store):
     with sqlite3.connect(store / "weightfs.db") as db:
         (number,) = db.execute("SELECT whole FROM manifest WHERE whole IS NOT NULL").fetchone()
     db.close()
-    return store / "data" / f"{number & 0xff:02x}" / f"{number:016x}"
+    return data_path(store, number)
 
 
 @pytest.mark.leaves_damage

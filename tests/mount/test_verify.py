@@ -12,9 +12,9 @@ import time
 
 import pytest
 
-from support.damage import ask, data_path, flip, flip_at, named, object_of, objects, verify
-from support.files import MIB, libc, random_bytes, read_file, write_file
-from support.mounts import data_files
+from support.damage import ask, flip, flip_at, named, object_of, objects, verify
+from support.files import libc, random_bytes, read_file, write_file
+from support.mounts import data_files, data_path
 from support.shards import shard
 
 SEEDS = [int(seed) for seed in os.environ.get("WEIGHTFS_SEEDS", "1").split()]

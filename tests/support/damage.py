@@ -8,6 +8,7 @@ import sqlite3
 from dataclasses import dataclass
 
 from support.files import errno_of
+from support.mounts import data_path
 
 PAGE = mmap.PAGESIZE
 
@@ -39,10 +40,6 @@ def object_of(store, name, place):
                       " JOIN manifest_object m ON m.manifest = i.manifest JOIN object o ON o.id = m.object"
                       " WHERE d.name = CAST(? AS BLOB) AND m.seq = ?", name, place)
     return Object(*row)
-
-
-def data_path(store, data_file):
-    return store / "data" / f"{data_file & 0xff:02x}" / f"{data_file:016x}"
 
 
 def flip(store, victim, seed=1):

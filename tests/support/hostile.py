@@ -8,7 +8,7 @@ import subprocess
 import time
 
 from support.files import random_bytes
-from support.mounts import POLL_SECONDS, Mount, wait_for
+from support.mounts import POLL_SECONDS, make_store, mounted, wait_for
 from support.shards import shard
 from support.watchdog import abort_connection, detach, mount_device
 
@@ -59,28 +59,18 @@ def dirty(root):
 
 def make_clean(weightfs, watchdog, base):
     """The path of a store that was sealed and unmounted in order."""
-    m = Mount(weightfs, base, watchdog, 300).mount()
-    try:
-        fill(m.dir)
-        m.wait_sealed()
-        m.umount()
-    finally:
-        m.end()
-    return m.store
+    return make_store(weightfs, watchdog, base, fill)
 
 
 def make_killed(weightfs, watchdog, base):
     """The path of a store whose driver was killed: a log, dirty files, a file without a name, a tensor that waits."""
-    m = Mount(weightfs, base, watchdog, 300).mount()
-    try:
+    with mounted(weightfs, watchdog, base) as m:
         fill(m.dir)
         m.wait_sealed()
         held = dirty(m.dir)
         os.unlink(m.dir / "small.bin")
         m.kill()
         os.close(held)
-    finally:
-        m.end()
     return m.store
 
 

@@ -1,5 +1,6 @@
 """A store and its mount, as the tests use them."""
 
+import contextlib
 import json
 import os
 import signal
@@ -53,6 +54,16 @@ def disk_blocks(root):
 def data_files(store):
     """The data files of a store: what staging areas and packs there are."""
     return [path for path in (store / "data").rglob("*") if path.is_file()]
+
+
+def filled_data_files(store):
+    """Those that are not kept empty for what comes next."""
+    return {path for path in data_files(store) if path.stat().st_size}
+
+
+def data_path(store, number):
+    """Where data file `number` of a store is."""
+    return store / "data" / f"{number & 0xff:02x}" / f"{number:016x}"
 
 
 class Mount:
@@ -222,3 +233,24 @@ class Mount:
         return now
 
 
+
+
+@contextlib.contextmanager
+def mounted(weightfs, watchdog, base, *, store=None):
+    """A Mount below `base`, which is made where it is missing; of a new store, or of `store`. Ended in any case."""
+    base.mkdir(exist_ok=True)
+    m = Mount(weightfs, base, watchdog, 300)
+    m.store = store or m.store
+    try:
+        yield m.mount()
+    finally:
+        m.end()
+
+
+def make_store(weightfs, watchdog, base, fill):
+    """The path of a new store: what `fill` puts into the mount's directory, sealed, and unmounted in order."""
+    with mounted(weightfs, watchdog, base) as m:
+        fill(m.dir)
+        m.wait_sealed()
+        m.umount()
+    return m.store

@@ -2,11 +2,11 @@
 
 import json
 import os
-import shutil
 import sqlite3
 import subprocess
 
 from support.files import random_bytes
+from support.mounts import data_path
 from support.shards import shard
 
 PACKED = 300_000  # bytes of a tensor: too large for the database
@@ -60,10 +60,6 @@ def sql(*statements):
 # ---- damage to the data files ----
 
 LARGE = "SELECT id, data_file, offset, length FROM object WHERE length = 300000 ORDER BY data_file, offset"
-
-
-def data_path(store, file_id):
-    return store / "data" / f"{file_id & 0xff:02x}" / f"{file_id:016x}"
 
 
 def some_pack(store):
