@@ -4,16 +4,18 @@
 
 #define FIRST_ROOM 16
 
-int wfs_array_room(void *ret_list, size_t size, size_t n, size_t *room)
+int wfs_array_room(void *ret_list, size_t size, size_t n, size_t more, size_t *room)
 {
-	size_t want;
+	size_t need, want;
 	void *list, *grown;
 
-	if (n < *room)
+	if (__builtin_add_overflow(n, more, &need))
+		return -ENOMEM;
+	if (need <= *room)
 		return 0;
 	if (__builtin_mul_overflow(*room, 2, &want))
 		return -ENOMEM;
-	want = WFS_MAX(want, FIRST_ROOM);
+	want = WFS_MAX(want, WFS_MAX(need, FIRST_ROOM));
 	memcpy(&list, ret_list, sizeof(list));
 	grown = reallocarray(list, want, size);
 	if (!grown)

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "lib/array.h"
 #include "lib/safetensors_names.h"
 #include "lib/safetensors_priv.h"
 
@@ -23,23 +24,12 @@ struct text {
 
 static void put_bytes(struct text *t, const char *bytes, size_t len)
 {
-	size_t want = WFS_MAX(t->len + len, t->max);
-	char *grown;
-
 	if (!t->failure && len > WFS_SAFETENSORS_MAX_HEADER + WFS_SAFETENSORS_PREFIX - t->len)
 		t->failure = -EFBIG;
+	if (!t->failure)
+		t->failure = WFS_ARRAY_ROOM_FOR(len, t->at, t->len, t->max);
 	if (t->failure || !len)
 		return;
-	if (want > t->max) {
-		want = want * 2 + 64;
-		grown = realloc(t->at, want);
-		if (!grown) {
-			t->failure = -ENOMEM;
-			return;
-		}
-		t->at = grown;
-		t->max = want;
-	}
 	memcpy(t->at + t->len, bytes, len);
 	t->len += len;
 }

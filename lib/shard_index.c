@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "lib/array.h"
 #include "lib/utf8.h"
 
 #define MAX_FILE_NAME 255
@@ -171,21 +172,10 @@ struct text {
 
 static void put_bytes(struct text *t, const char *bytes, size_t len)
 {
-	size_t want = t->len + len + 1;
-	char *grown;
-
+	if (!t->failure)
+		t->failure = WFS_ARRAY_ROOM_FOR(len + 1, t->at, t->len, t->max);
 	if (t->failure)
 		return;
-	if (want > t->max) {
-		want = want * 2 + 64;
-		grown = realloc(t->at, want);
-		if (!grown) {
-			t->failure = -ENOMEM;
-			return;
-		}
-		t->at = grown;
-		t->max = want;
-	}
 	memcpy(t->at + t->len, bytes, len);
 	t->len += len;
 }

@@ -27,7 +27,7 @@ void *ui_alloc(size_t size)
 
 void ui_array_room(void *ret_list, size_t size, size_t n, size_t *room)
 {
-	if (wfs_array_room(ret_list, size, n, room))
+	if (wfs_array_room(ret_list, size, n, 1, room))
 		out_of_memory();
 }
 

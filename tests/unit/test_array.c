@@ -67,6 +67,29 @@ static void test_room_is_kept(void **state)
 	free(list);
 }
 
+/* Many at once: as many as are asked for, where that is more than twice the room. */
+static void test_many(void **state)
+{
+	uint16_t *list = NULL;
+	size_t room = 0;
+
+	(void)state;
+	assert_int_equal(WFS_ARRAY_ROOM_FOR(0, list, 0, room), 0);
+	assert_null(list);
+	assert_int_equal(WFS_ARRAY_ROOM_FOR(5, list, 0, room), 0);
+	assert_int_equal(room, 16);
+	assert_int_equal(WFS_ARRAY_ROOM_FOR(6, list, 10, room), 0);
+	assert_int_equal(room, 16);
+	list[15] = 15;
+	assert_int_equal(WFS_ARRAY_ROOM_FOR(7, list, 10, room), 0);
+	assert_int_equal(room, 32);
+	assert_int_equal(WFS_ARRAY_ROOM_FOR(1000, list, 10, room), 0);
+	assert_int_equal(room, 1010);
+	memset(&list[16], 1, 994 * sizeof(*list));
+	assert_int_equal(list[15], 15);
+	free(list);
+}
+
 static void test_no_memory(void **state)
 {
 	char **list = NULL, **had;
@@ -109,6 +132,11 @@ static void test_overflow(void **state)
 		assert_int_equal(WFS_ARRAY_ROOM(list, room, room), -ENOMEM);
 		assert_ptr_equal(list, &one);
 		assert_int_equal(room, cases[i]);
+		room = 1;
+		assert_int_equal(WFS_ARRAY_ROOM_FOR(SIZE_MAX - i, list, 1 + i, room), -ENOMEM);
+		assert_int_equal(WFS_ARRAY_ROOM_FOR(SIZE_MAX / 24 - i, list, 1 + i, room), -ENOMEM);
+		assert_ptr_equal(list, &one);
+		assert_int_equal(room, 1);
 	}
 }
 
@@ -117,6 +145,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_elements_stay),
 		cmocka_unit_test(test_room_is_kept),
+		cmocka_unit_test(test_many),
 		cmocka_unit_test(test_no_memory),
 		cmocka_unit_test(test_overflow),
 	};
