@@ -96,6 +96,9 @@ double wfs_entry_seconds(struct wfs_driver *d, const char *name);
 /* Count a lookup of the inode, then reply with it under this name; undo if the kernel is not there to take it. */
 void wfs_reply_entry(fuse_req_t req, const struct wfs_attr *a, const char *name);
 
+/* The bytes of an attribute, or of the list of names, to a request that has room for `size`; 0 asks how many. */
+void wfs_reply_xattr(fuse_req_t req, int err, const void *bytes, size_t have, size_t size);
+
 /* ---- op_file.c ---- */
 
 /* Handle for an open with these flags; counts as writer. 0 or -errno. */

@@ -39,8 +39,7 @@ void wfs_op_removexattr(fuse_req_t req, fuse_ino_t ino, const char *name)
 	fuse_reply_err(req, -wfs_xattr_remove(wfs_driver_of(req)->store, ino, name));
 }
 
-/* size 0 asks how much there is. */
-static void reply_bytes(fuse_req_t req, int err, const void *bytes, size_t have, size_t size)
+void wfs_reply_xattr(fuse_req_t req, int err, const void *bytes, size_t have, size_t size)
 {
 	if (err)
 		fuse_reply_err(req, -err);
@@ -58,7 +57,7 @@ void wfs_op_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t si
 	size_t have = 0;
 	int err = wfs_xattr_get(wfs_driver_of(req)->store, ino, name, &value, &have);
 
-	reply_bytes(req, err, value, have, size);
+	wfs_reply_xattr(req, err, value, have, size);
 }
 
 void wfs_op_listxattr(fuse_req_t req, fuse_ino_t ino, size_t size)
@@ -67,5 +66,5 @@ void wfs_op_listxattr(fuse_req_t req, fuse_ino_t ino, size_t size)
 	size_t have = 0;
 	int err = wfs_xattr_list(wfs_driver_of(req)->store, ino, &list, &have);
 
-	reply_bytes(req, err, list, have, size);
+	wfs_reply_xattr(req, err, list, have, size);
 }

@@ -445,16 +445,6 @@ static int get_xattr(
 	return err;
 }
 
-static void reply_bytes(fuse_req_t req, const void *bytes, size_t have, size_t size)
-{
-	if (size == 0)
-		fuse_reply_xattr(req, have);
-	else if (have > size)
-		fuse_reply_err(req, ERANGE);
-	else
-		fuse_reply_buf(req, bytes, have);
-}
-
 void wfs_view_op_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t size)
 {
 	struct wfs_driver *d = wfs_driver_of(req);
@@ -462,10 +452,7 @@ void wfs_view_op_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size
 	WFS_AUTO_FREE char *value = NULL;
 	int err = node ? get_xattr(d, &node->key, name, &value) : -ESTALE;
 
-	if (err)
-		fuse_reply_err(req, -err);
-	else
-		reply_bytes(req, value, strlen(value), size);
+	wfs_reply_xattr(req, err, value, value ? strlen(value) : 0, size);
 }
 
 void wfs_view_op_listxattr(fuse_req_t req, fuse_ino_t ino, size_t size)
@@ -486,5 +473,5 @@ void wfs_view_op_listxattr(fuse_req_t req, fuse_ino_t ino, size_t size)
 		memcpy(list + used, name, (size_t)len + 1);
 		used += (size_t)len + 1;
 	}
-	reply_bytes(req, list, used, size);
+	wfs_reply_xattr(req, 0, list, used, size);
 }
