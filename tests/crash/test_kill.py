@@ -15,7 +15,7 @@ import time
 import pytest
 
 from support import shards
-from support.files import MIB, pwrite_all, read_file, sha256, tree_hashes, write_all, write_file
+from support.files import MIB, errno_of, pwrite_all, read_file, sha256, tree_hashes, write_all, write_file
 from support.mounts import data_files, is_running, wait_for
 
 SEEDS = [int(seed) for seed in os.environ.get("WEIGHTFS_KILL_SEEDS", "1").split(",")]
@@ -197,10 +197,7 @@ def test_open_files_at_the_kill(mount):
     fd = os.open(mount.dir / "open.bin", os.O_RDWR | os.O_CREAT)
     pwrite_all(fd, content, 0)
     mount.kill()
-    try:
-        os.close(fd)
-    except OSError:
-        pass
+    errno_of(os.close, fd)
     mount.mount()
     assert read_file(mount.dir / "open.bin") == content
 
@@ -217,10 +214,7 @@ def test_unlinked_open_files_at_the_kill(mount):
         path.unlink()
     mount.kill()
     for fd in fds:
-        try:
-            os.close(fd)
-        except OSError:
-            pass
+        errno_of(os.close, fd)
     assert mount.status()["last_recovery"] is None
     mount.mount()
     status = mount.wait_sealed()
@@ -242,10 +236,7 @@ def test_sealed_file_written_at_the_kill(mount):
         pwrite_all(fd, b"changed", at)
         content[at:at + 7] = b"changed"
     mount.kill()
-    try:
-        os.close(fd)
-    except OSError:
-        pass
+    errno_of(os.close, fd)
     mount.mount()
     assert read_file(path) == content
 
@@ -282,10 +273,7 @@ def test_asked_to_stop_while_in_use(mount):
     fd = os.open(mount.dir / "open.bin", os.O_RDWR | os.O_CREAT)
     os.write(fd, b"open")
     mount.signal(signal.SIGTERM)
-    try:
-        os.close(fd)
-    except OSError:
-        pass
+    errno_of(os.close, fd)
     mount.end()
     mount.mount()
     assert read_file(mount.dir / "closed.bin") == b"closed" * 20_000

@@ -4,8 +4,6 @@
     WEIGHTFS_KILL_ROUNDS   kills for each seed (default 10)
 """
 
-import io
-import json
 import os
 import random
 import shutil
@@ -17,10 +15,11 @@ import time
 import pytest
 
 np = pytest.importorskip("numpy")
-safetensors_numpy = pytest.importorskip("safetensors.numpy")
+pytest.importorskip("safetensors.numpy")
 
-from support.files import MIB, write_all, write_file
+from support.files import MIB, errno_of, write_all, write_file
 from support.mounts import wait_for
+from support.tensors import model, npy
 
 SEEDS = [int(seed) for seed in os.environ.get("WEIGHTFS_KILL_SEEDS", "1").split(",")]
 ROUNDS = int(os.environ.get("WEIGHTFS_KILL_ROUNDS", "10"))
@@ -28,25 +27,8 @@ LIMIT = "user.weightfs.max_shard_size"
 NAMES = 8
 
 
-def npy(array):
-    out = io.BytesIO()
-    np.save(out, array)
-    return out.getvalue()
-
-
 def some(number, size=2000):
     return np.full(size, number, "<i8")
-
-
-def model(directory):
-    index = directory / "model.safetensors.index.json"
-    if not index.exists():
-        path = directory / "model.safetensors"
-        return safetensors_numpy.load_file(path) if path.exists() else {}
-    names = json.loads(index.read_text())["weight_map"]
-    loaded = {name: safetensors_numpy.load_file(directory / name) for name in set(names.values())}
-    assert sum(len(tensors) for tensors in loaded.values()) == len(names)
-    return {name: loaded[shard][name] for name, shard in names.items()}
 
 
 class Writer(threading.Thread):
@@ -85,10 +67,7 @@ class Writer(threading.Thread):
         try:
             write_all(fd, content)
         except BaseException:
-            try:
-                os.close(fd)
-            except OSError:
-                pass
+            errno_of(os.close, fd)
             raise
         os.close(fd)
 
@@ -190,10 +169,7 @@ def test_killed_while_a_tensor_is_changed(mount, flags, look):
     fd = os.open(directory / ".tensors/a.npy", os.O_WRONLY | flags)
     os.write(fd, npy(some(2))[:5000])
     mount.kill()
-    try:
-        os.close(fd)
-    except OSError:
-        pass
+    errno_of(os.close, fd)
     mount.mount()
     found = model(directory)
     assert sorted(found) == ["a", "b"]
@@ -229,10 +205,7 @@ def test_files_nobody_closed(mount, number):
         mount.kill()
     else:
         mount.signal(number)
-    try:
-        os.close(fd)
-    except OSError:
-        pass
+    errno_of(os.close, fd)
     mount.end()
     mount.mount()
     assert sorted(model(directory)) == ["kept"]

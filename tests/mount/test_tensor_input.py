@@ -17,10 +17,11 @@ import pytest
 
 np = pytest.importorskip("numpy")
 safetensors = pytest.importorskip("safetensors")
-safetensors_numpy = pytest.importorskip("safetensors.numpy")
+pytest.importorskip("safetensors.numpy")
 
 from support import shards
 from support.files import errno_of, random_bytes, tree_hashes, write_file
+from support.tensors import npy
 
 SEEDS = [int(seed) for seed in os.environ.get("WEIGHTFS_TENSOR_SEEDS", "1").split(",")]
 INPUTS = int(os.environ.get("WEIGHTFS_TENSOR_INPUTS", "400"))
@@ -32,12 +33,6 @@ BITS = {"BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U8": 8, "I8": 8, "F8_E5
         "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32,
         "U32": 32, "F32": 32, "C64": 64, "F64": 64, "I64": 64, "U64": 64}
 SHAPES = [(), (8,), (0,), (2, 4), (4, 0, 3), (2, 3, 2, 4), (1,) * 32]
-
-
-def npy(array, version=None):
-    out = io.BytesIO()
-    np.lib.format.write_array(out, array, version)
-    return out.getvalue()
 
 
 def header(text, data=b"", version=(1, 0)):

@@ -6,7 +6,6 @@
 import concurrent.futures
 import contextlib
 import errno
-import io
 import json
 import mmap
 import os
@@ -24,6 +23,7 @@ safetensors_numpy = pytest.importorskip("safetensors.numpy")
 from support.disks import small_disk
 from support.files import KIB, MIB, at_once, errno_of, fallocate, in_child, random_bytes, write_all, write_file
 from support.mounts import wait_for
+from support.tensors import model, npy
 
 LIMIT = "user.weightfs.max_shard_size"
 SECONDS = float(os.environ.get("WEIGHTFS_TENSOR_SECONDS", "2"))
@@ -31,26 +31,8 @@ QUICK = 0.25  # seconds for a look at a directory, however many of its tensors s
 RETRIES = 50  # of a reader whose shard has just been renamed
 
 
-def npy(array):
-    out = io.BytesIO()
-    np.save(out, array)
-    return out.getvalue()
-
-
 def some(number, size=10, dtype="<f4"):
     return np.full(size, number, dtype)
-
-
-def model(directory):
-    """{name: array} of a directory, as its index, or the only shard, has it."""
-    index = directory / "model.safetensors.index.json"
-    if not index.exists():
-        path = directory / "model.safetensors"
-        return safetensors_numpy.load_file(path) if path.exists() else {}
-    names = json.loads(index.read_text())["weight_map"]
-    loaded = {name: safetensors_numpy.load_file(directory / name) for name in set(names.values())}
-    assert sum(len(tensors) for tensors in loaded.values()) == len(names)
-    return {name: loaded[shard][name] for name, shard in names.items()}
 
 
 def assert_model(directory, expected):

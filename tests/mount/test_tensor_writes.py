@@ -4,7 +4,6 @@ What the shards have afterwards is read by Python's safetensors.
 """
 
 import errno
-import io
 import json
 import os
 import shutil
@@ -18,31 +17,13 @@ safetensors_numpy = pytest.importorskip("safetensors.numpy")
 from support import shards
 from support.files import KIB, MIB, errno_of, in_child, read_file, sha256, tree_hashes, write_all, write_file
 from support.mounts import wait_for
+from support.tensors import model, npy
 
 LIMIT = "user.weightfs.max_shard_size"
 
 
-def npy(array, version=None):
-    """What numpy.save writes of it."""
-    out = io.BytesIO()
-    np.lib.format.write_array(out, array, version)
-    return out.getvalue()
-
-
 def some(number, size=10, dtype="<f4"):
     return np.full(size, number, dtype)
-
-
-def model(directory, variant=""):
-    """{name: array} of a directory, as its index, or the only shard, has it."""
-    index = directory / f"model.safetensors.index{variant}.json"
-    if not index.exists():
-        path = directory / f"model{variant}.safetensors"
-        return safetensors_numpy.load_file(path) if path.exists() else {}
-    names = json.loads(index.read_text())["weight_map"]
-    loaded = {name: safetensors_numpy.load_file(directory / name) for name in set(names.values())}
-    assert sum(len(tensors) for tensors in loaded.values()) == len(names)
-    return {name: loaded[shard][name] for name, shard in names.items()}
 
 
 def assert_model(directory, expected, variant=""):

@@ -5,7 +5,7 @@ import os
 import stat
 import subprocess
 
-from support.files import errno_of, read_file, write_file
+from support.files import errno_of, in_directory, read_file, write_file
 
 
 NAMES = [b"a", b".hidden", b" ", b"\xff\xfe\x80", "ü€😀".encode(), b"new\nline", b"back\\slash", b"x" * 255,
@@ -73,15 +73,6 @@ def test_paths_of_every_length(mount, plain):
     assert act(mount.dir) == act(plain)
     subprocess.run(["rm", "-r", mount.dir / ("n" * 200)], check=True)
     assert os.listdir(mount.dir) == []
-
-
-def in_directory(directory, function, *args):
-    before = os.getcwd()
-    os.chdir(directory)
-    try:
-        return function(*args)
-    finally:
-        os.chdir(before)
 
 
 def test_every_byte(mount):

@@ -7,7 +7,7 @@ import stat
 
 import pytest
 
-from support.files import Child, errno_of, random_bytes, read_file, write_file
+from support.files import Child, errno_of, in_directory, random_bytes, read_file, write_file
 
 
 def test_fifo_and_socket(mount):
@@ -45,16 +45,6 @@ def test_mknod_of_a_regular_file(mount):
     assert os.stat(mount.dir / "file").st_size == 0
     write_file(mount.dir / "file", b"x")
     assert read_file(mount.dir / "file") == b"x"
-
-
-def in_directory(directory, function, *args):
-    """Call it there: the path of a socket is at most 107 bytes."""
-    before = os.getcwd()
-    os.chdir(directory)
-    try:
-        return function(*args)
-    finally:
-        os.chdir(before)
 
 
 def test_fifo_between_processes(mount):

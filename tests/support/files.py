@@ -119,6 +119,16 @@ def errno_of(function, *args, **kwargs):
     return 0
 
 
+def in_directory(directory, function, *args):
+    """Call it there: a path may be too long, and that of a socket has at most 107 bytes."""
+    before = os.getcwd()
+    os.chdir(directory)
+    try:
+        return function(*args)
+    finally:
+        os.chdir(before)
+
+
 class Child:
     """A forked process that calls `function`, as `user` (a pwd entry) if given."""
 
