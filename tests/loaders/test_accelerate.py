@@ -50,15 +50,6 @@ def pair(tmp_path_factory):
     made.close()
 
 
-def in_each_state(mount, check):
-    """Call `check` in each state of the mount, and leave nothing mapped."""
-    def check_and_forget():
-        check()
-        gc.collect()
-
-    training.in_each_state(mount, check_and_forget)
-
-
 # ---- save_state and load_state ----
 
 
@@ -176,7 +167,7 @@ def test_state(mount, plain, safe):
         twice.train()
         assert same(twice.outcome(), outcome)
 
-    in_each_state(mount, check)
+    training.in_each_state_unmapped(mount, check)
 
 
 @pytest.mark.long
@@ -200,7 +191,7 @@ def test_automatic_names(mount, plain):
         again.train()
         assert same(again.outcome(), outcome)
 
-    in_each_state(mount, check)
+    training.in_each_state_unmapped(mount, check)
     again = Run(mount.dir, automatic_checkpoint_naming=True, total_limit=2, iteration=4).load()
     again.save()
     assert sorted(os.listdir(mount.dir / "checkpoints")) == ["checkpoint_3", "checkpoint_4"]
@@ -247,7 +238,7 @@ def test_two_processes(mount, plain, pair, tmp_path):
         alone.first.load_state_dict({name.removeprefix("module."): tensor for name, tensor in wrapped.items()})
         assert same(alone.first.state_dict(), whole.first.state_dict())
 
-    in_each_state(mount, check)
+    training.in_each_state_unmapped(mount, check)
 
 
 @pytest.mark.parametrize("safe", [True, False], ids=["safetensors", "pickle"])
@@ -271,7 +262,7 @@ def test_merged_parts(mount, plain, safe):
         load_checkpoint_in_model(loaded, str(next((mount.dir / "whole").iterdir())))
         models.assert_equal(loaded, llama())
 
-    in_each_state(mount, check)
+    training.in_each_state_unmapped(mount, check)
 
 
 # ---- killed ----
@@ -362,7 +353,7 @@ def done_again(mount, whole):
         run.train()
         assert same(run.outcome(), outcome)
 
-    in_each_state(mount, check)
+    training.in_each_state_unmapped(mount, check)
 
 
 @pytest.mark.parametrize("how", ["in-the-model", "in-the-optimizer", "in-the-object"])
@@ -427,7 +418,7 @@ def test_model(mount, plain, safe, size):
         loaded = accelerate.load_checkpoint_and_dispatch(llama(2), mount.dir / "model", device_map={"": "cpu"})
         models.assert_equal(loaded, model)
 
-    in_each_state(mount, check)
+    training.in_each_state_unmapped(mount, check)
 
 
 @pytest.mark.parametrize("safe", [True, False], ids=["safetensors", "pickle"])
@@ -464,7 +455,7 @@ def test_offloaded(mount, plain, safe):
         load_checkpoint_in_model(loaded, mount.dir / "again")
         models.assert_equal(loaded, model)
 
-    in_each_state(mount, check)
+    training.in_each_state_unmapped(mount, check)
 
 
 def test_disk_offload(mount, plain):
@@ -494,4 +485,4 @@ def test_disk_offload(mount, plain):
         with torch.no_grad():
             assert torch.equal(model(words).logits, answer)
 
-    in_each_state(mount, check)
+    training.in_each_state_unmapped(mount, check)

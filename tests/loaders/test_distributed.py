@@ -55,15 +55,6 @@ def little_garbage():
     gc.unfreeze()
 
 
-def in_each_state(mount, check):
-    """Call `check` in each state of the mount, and leave nothing mapped."""
-    def check_and_forget():
-        check()
-        gc.collect()
-
-    training.in_each_state(mount, check_and_forget)
-
-
 def hashes(root):
     """{relative path: sha256}; of what is written in random order the sorted, of random identities the name."""
     found = tree_hashes(root)
@@ -181,7 +172,7 @@ def test_checkpoint(mount, plain, pair):
         for name in WRITERS:
             check_checkpoint(mount.dir / name, 1)
 
-    in_each_state(mount, check)
+    training.in_each_state_unmapped(mount, check)
 
 
 def save(rank, directory, seeds):
@@ -203,7 +194,7 @@ def test_overwritten(mount, plain, pair):
         assert pair.run(load_checkpoint, mount.dir, 2, ["over"]) == [[True] * 2] * 2
         check_checkpoint(mount.dir / "over", 2)
 
-    in_each_state(mount, check)
+    training.in_each_state_unmapped(mount, check)
 
 
 def save_behind_the_back(rank, directory, kind):
@@ -232,7 +223,7 @@ def test_async_save(mount, plain, pair, kind):
         for seed in (1, 2, 3):
             check_checkpoint(mount.dir / f"async-{seed}", seed)
 
-    in_each_state(mount, check)
+    training.in_each_state_unmapped(mount, check)
 
 
 def test_converted(mount, plain, pair):
@@ -251,7 +242,7 @@ def test_converted(mount, plain, pair):
             assert same(torch.load(mount.dir / name, weights_only=False), state(1))
         check_checkpoint(mount.dir / "back", 1)
 
-    in_each_state(mount, check)
+    training.in_each_state_unmapped(mount, check)
 
 
 def save_forever(rank, directory):
@@ -354,7 +345,7 @@ def test_consolidated(mount, plain, pair):
             dcp.load(loaded, storage_reader=HuggingFaceStorageReader(mount.dir / name), no_dist=True)
             assert same(loaded, model.state_dict())
 
-    in_each_state(mount, check)
+    training.in_each_state_unmapped(mount, check)
 
 
 # ---- FSDP ----
@@ -451,7 +442,7 @@ def test_fsdp(mount, plain, pair, wrapper):
             assert digest(torch.load(mount.dir / name)) == before
         assert pair.run(digest_of_parts, mount.dir, wrapper) == [before] * 2
 
-    in_each_state(mount, check)
+    training.in_each_state_unmapped(mount, check)
 
 
 # ---- save_pretrained by one of them, or by both ----
@@ -476,7 +467,7 @@ def test_save_pretrained(mount, plain, pair, savers):
     assert len(expected) > 5
     assert tree_hashes(mount.dir) == expected
     assert pair.run(save_pretrained_by, mount.dir, savers) == [True, True]
-    in_each_state(mount, lambda: check_model(mount, expected))
+    training.in_each_state_unmapped(mount, lambda: check_model(mount, expected))
 
 
 def check_model(mount, expected):

@@ -54,15 +54,6 @@ def little_garbage():
     gc.unfreeze()
 
 
-def in_each_state(mount, check):
-    """Call `check` in each state of the mount, and leave nothing mapped."""
-    def check_and_forget():
-        check()
-        gc.collect()  # models with adapters are in cycles
-
-    training.in_each_state(mount, check_and_forget)
-
-
 def load_base(directory):
     """The base in `directory`, by a name that does not depend on where this is: adapters note it."""
     with contextlib.chdir(directory):
@@ -128,7 +119,7 @@ def test_adapters(mount, plain, both, safe):
             found = AutoPeftModelForCausalLM.from_pretrained("lora")
         assert torch.equal(answer(found), answers["lora"])
 
-    in_each_state(mount, check)
+    training.in_each_state_unmapped(mount, check)
 
 
 def test_several_adapters(mount, plain, both):
@@ -165,7 +156,7 @@ def test_several_adapters(mount, plain, both):
         assert all(torch.equal(found[name], answers[name]) for name in answers)
         assert torch.equal(answer(load_adapted(mount.dir, "one/third")), answers["third"])
 
-    in_each_state(mount, check)
+    training.in_each_state_unmapped(mount, check)
 
 
 def each_answer(model):
@@ -196,7 +187,7 @@ def test_saved_over_itself(mount, plain, both):
         assert_same_files(mount, expected)
         assert torch.equal(answer(load_adapted(mount.dir, "adapter")), last)
 
-    in_each_state(mount, check)
+    training.in_each_state_unmapped(mount, check)
 
 
 # ---- merged ----
@@ -229,7 +220,7 @@ def test_merged(mount, plain, both):
         original = transformers.AutoModelForCausalLM.from_pretrained(mount.dir / "original")
         models.assert_equal(original, llama())
 
-    in_each_state(mount, check)
+    training.in_each_state_unmapped(mount, check)
 
 
 def test_unchanged_tensors_are_stored_once(mount):
@@ -302,7 +293,7 @@ def test_trained_on(mount, plain, both, kind):
         train(model, optimizer, 2, 2)
         assert torch.equal(answer(model), uninterrupted)
 
-    in_each_state(mount, check)
+    training.in_each_state_unmapped(mount, check)
     with contextlib.chdir(mount.dir):
         model = load_adapted(mount.dir, "uninterrupted")
         model.save_pretrained("resumed")
@@ -345,4 +336,4 @@ def test_transformers_adapters(mount, plain, both):
         assert torch.equal(answer(model), with_adapter)
         assert torch.equal(answer(load_adapted(mount.dir, "adapter")), with_adapter)
 
-    in_each_state(mount, check)
+    training.in_each_state_unmapped(mount, check)

@@ -84,15 +84,6 @@ def tree(root):
             for path in sorted(root.rglob("*"))}
 
 
-def in_each_state(mount, check):
-    """Call `check` in each state of the mount, and leave nothing mapped."""
-    def check_and_forget():
-        check()
-        gc.collect()  # some models are in cycles
-
-    training.in_each_state(mount, check_and_forget)
-
-
 def assert_same_trees(mount, plain, check=lambda: None):
     """The mount holds what the plain directory does, in each state; and `check` is so."""
     expected = tree(plain)
@@ -102,7 +93,7 @@ def assert_same_trees(mount, plain, check=lambda: None):
         assert tree(mount.dir) == expected
         check()
 
-    in_each_state(mount, both)
+    training.in_each_state_unmapped(mount, both)
 
 
 def check_equal(found, expected):
@@ -504,7 +495,7 @@ def test_custom_code(mount, plain, tmp_path, monkeypatch):
             del sys.modules[name]
     expected = tree(plain / "model")
     assert {"configuration_tiny.py", "modeling_tiny.py"} <= expected.keys()
-    in_each_state(mount, lambda: check_equal(tree(mount.dir / "model"), expected))
+    training.in_each_state_unmapped(mount, lambda: check_equal(tree(mount.dir / "model"), expected))
     result, modules = tmp_path / "result.pt", mount.dir / "modules"
     subprocess.run(
         [sys.executable, "-c", textwrap.dedent(LOAD_CUSTOM), mount.dir / "model", result,
@@ -514,7 +505,7 @@ def test_custom_code(mount, plain, tmp_path, monkeypatch):
     assert found["width"] == 12
     assert torch.equal(found["out"], model(torch.eye(12)).detach())
     assert found["code"].startswith(str(modules))
-    in_each_state(mount, lambda: check_equal(tree(mount.dir / "again"), expected))
+    training.in_each_state_unmapped(mount, lambda: check_equal(tree(mount.dir / "again"), expected))
 
 
 # ---- from_pretrained ----
@@ -555,7 +546,7 @@ def test_load_options(mount, plain):
             with torch.no_grad():
                 assert torch.equal(mine(words).logits, theirs(words).logits), how
 
-    in_each_state(mount, check)
+    training.in_each_state_unmapped(mount, check)
 
 
 def test_load_classes(mount, plain):
@@ -576,7 +567,7 @@ def test_load_classes(mount, plain):
             models.assert_equal(mine, theirs)
             assert missing == missing_there
 
-    in_each_state(mount, check)
+    training.in_each_state_unmapped(mount, check)
 
 
 def load_by_threads(directory):
@@ -600,7 +591,7 @@ def test_loaded_by_threads(mount):
         process.join()
         assert process.exitcode == 0
 
-    in_each_state(mount, check)
+    training.in_each_state_unmapped(mount, check)
 
 
 @pytest.mark.long
@@ -620,7 +611,7 @@ def test_generates(mount, plain):
 
     expected = write(plain / "model")
     assert len(expected[1][0]) == 23
-    in_each_state(mount, lambda: check_equal(write(mount.dir / "model"), expected))
+    training.in_each_state_unmapped(mount, lambda: check_equal(write(mount.dir / "model"), expected))
 
 
 BY_NAME = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk",
