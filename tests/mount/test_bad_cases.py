@@ -4,7 +4,6 @@ import errno
 import os
 import pathlib
 import shutil
-import signal
 import subprocess
 import tempfile
 import threading
@@ -269,7 +268,6 @@ def test_driver_stopped_and_continued(mount):
     """While the driver is stopped its callers wait; when it goes on, they do, and nothing was lost."""
     write_file(mount.dir / "a.bin", random_bytes(1, 4 * MIB))
     mount.wait_sealed()
-    os.kill(mount.pid, signal.SIGSTOP)
     done = threading.Event()
 
     def work():
@@ -278,12 +276,10 @@ def test_driver_stopped_and_continued(mount):
         done.set()
 
     worker = threading.Thread(target=work)
-    try:
+    with mount.stopped():
         worker.start()
         time.sleep(1)
         assert not done.is_set()
-    finally:
-        os.kill(mount.pid, signal.SIGCONT)
     worker.join(30)
     assert done.is_set()
     mount.remount()

@@ -6,7 +6,6 @@ Needs root, for loop devices, and so runs with passthrough.
 import contextlib
 import functools
 import os
-import signal
 import sqlite3
 import subprocess
 import threading
@@ -67,13 +66,12 @@ def goes_directly(mount, path):
     fd = os.open(path, os.O_RDONLY)
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     reader = threading.Thread(target=os.pread, args=(fd, 4096, SIZE // 2))
-    os.kill(mount.pid, signal.SIGSTOP)
     try:
-        reader.start()
-        reader.join(1)
-        return not reader.is_alive()
+        with mount.stopped():
+            reader.start()
+            reader.join(1)
+            return not reader.is_alive()
     finally:
-        os.kill(mount.pid, signal.SIGCONT)
         reader.join()
         os.close(fd)
 

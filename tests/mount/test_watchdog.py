@@ -2,7 +2,6 @@
 
 import os
 import re
-import signal
 import subprocess
 import time
 
@@ -75,8 +74,7 @@ def test_driver_that_is_stopped(mount):
     """A driver that answers nothing is looked at from outside; unmounting a mount like that always works."""
     write_file(mount.dir / "a.bin", random_bytes(1, MIB))
     mount.wait_sealed()
-    os.kill(mount.pid, signal.SIGSTOP)
-    try:
+    with mount.stopped():
         reader = subprocess.Popen(["stat", mount.dir / "absent"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(0.5)
         assert reader.poll() is None
@@ -84,8 +82,6 @@ def test_driver_that_is_stopped(mount):
         assert status["hanging"] == [] and status["files"] == 1
         subprocess.run(["fusermount3", "-u", "-z", mount.dir], check=True, timeout=60)
         assert not mount.mounted
-    finally:
-        os.kill(mount.pid, signal.SIGCONT)
     assert reader.wait(60) == 1
     pid = mount.pid
     wait_for(lambda: not os.path.exists(f"/proc/{pid}"), 60, "the driver's end")

@@ -27,6 +27,15 @@ def wait_for(condition, seconds, what):
         time.sleep(POLL_SECONDS)
 
 
+def thread_states(pid):
+    """The letter of each thread of a process, as proc(5) has it."""
+    states = []
+    for task in os.listdir(f"/proc/{pid}/task"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{pid}/task/{task}/stat") as f:
+            states.append(f.read().rpartition(")")[2].split()[0])
+    return states
+
+
 def is_running(pid):
     """Does process `pid` exist and is not only waiting to be reaped?"""
     try:
@@ -156,6 +165,16 @@ class Mount:
         wait_for(lambda: not is_running(self.pid), SETTLE_SECONDS, f"the driver's end by signal {number}")
         self.watchdog.tell(disarm=str(self.dir))
         self.pid = None
+
+    @contextlib.contextmanager
+    def stopped(self):
+        """The driver does not run in this block, none of its threads: SIGSTOP reaches them one by one."""
+        os.kill(self.pid, signal.SIGSTOP)
+        try:
+            wait_for(lambda: all(state == "T" for state in thread_states(self.pid)), 60, "the driver's standstill")
+            yield
+        finally:
+            os.kill(self.pid, signal.SIGCONT)
 
     def kill(self):
         """kill -9 the driver, and take the dead mount out of the tree."""

@@ -60,7 +60,7 @@ static int next_fd(void)
 static int set_up(void **state)
 {
 	struct fixture *f = calloc(1, sizeof(*f));
-	char name[16];
+	char name[32];
 
 	assert_non_null(f);
 	f->path = wfs_test_mkdir();
