@@ -64,13 +64,17 @@ void wfs_notify_stop(struct wfs_notify *n)
 	pthread_cond_signal(&n->wake);
 	pthread_mutex_unlock(&n->lock);
 	pthread_join(n->thread, NULL);
+	n->runs = false;
+}
+
+void wfs_notify_release(struct wfs_notify *n)
+{
 	while (n->first) {
 		struct wfs_notice *notice = n->first;
 
 		n->first = notice->next;
 		free(notice);
 	}
-	n->runs = false;
 	pthread_mutex_destroy(&n->lock);
 	pthread_cond_destroy(&n->wake);
 }

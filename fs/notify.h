@@ -4,7 +4,7 @@
  *
  * For such a notification the kernel locks the directory or the pages, and so may wait for a request that
  * is still to be served. So it is never sent from a thread that serves: one thread of its
- * own sends them, and nobody waits for it.
+ * own sends them, and nobody waits for it but who ends the mount, as long as requests are served.
  */
 #ifndef WFS_NOTIFY_H
 #define WFS_NOTIFY_H
@@ -24,7 +24,7 @@ struct wfs_notice {
 struct wfs_notify {
 	struct fuse_session *session; /* constant */
 	pthread_t thread;
-	bool runs; /* owner's */
+	bool runs; /* of who starts and stops it */
 	pthread_mutex_t lock;
 	/* under lock */
 	pthread_cond_t wake;
@@ -33,8 +33,15 @@ struct wfs_notify {
 };
 
 int wfs_notify_start(struct wfs_notify *n, struct fuse_session *session);
-/* What has not been sent is dropped. */
+/*
+ * No notification is sent any more, nor is one on its way, when this returns. To be called while the
+ * session's descriptor is open (its number may be another file's later), and while requests
+ * are served, or the mount is gone: else what a notification waits for may never come. What others
+ * have sent from here on is dropped. Does nothing the second time.
+ */
 void wfs_notify_stop(struct wfs_notify *n);
+/* When it is stopped, or was never started, and no other thread is left. */
+void wfs_notify_release(struct wfs_notify *n);
 
 /* Have the kernel forget what it knows of this name. From any thread; without memory it is not
  * told. */

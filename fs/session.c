@@ -205,8 +205,10 @@ static void tick(void *ctx, bool quiet)
 static int serve(struct wfs_driver *d, struct wfs_err *err)
 {
 	pthread_t signals;
-	int ret = wfs_signal_thread_start(d, &signals);
+	int ret = wfs_notify_start(&d->notify, d->session);
 
+	if (!ret)
+		ret = wfs_signal_thread_start(d, &signals);
 	if (ret)
 		return wfs_err_errno(err, ret, "starting a thread");
 	wfs_watchdog_start(&d->watchdog, d);
@@ -214,8 +216,6 @@ static int serve(struct wfs_driver *d, struct wfs_err *err)
 	d->work.tick_ctx = d;
 	if (!wfs_store_is_read_only(d->store))
 		ret = wfs_work_start(&d->work);
-	if (!ret)
-		ret = wfs_notify_start(&d->notify, d->session);
 	if (!ret)
 		ret = wfs_loop_run(d, THREADS);
 	if (ret)
@@ -229,14 +229,15 @@ static int serve(struct wfs_driver *d, struct wfs_err *err)
 static void finish(struct wfs_driver *d)
 {
 	wfs_store_say_ending(d->store);
-	fuse_session_unmount(d->session);
 	wfs_notify_stop(&d->notify);
+	fuse_session_unmount(d->session);
 	wfs_handles_free_all(d);
 	wfs_work_stop(&d->work);
 	if (!wfs_store_is_read_only(d->store)) {
 		wfs_view_settle_all(d);
 		wfs_work_seal_all(&d->work);
 	}
+	wfs_notify_release(&d->notify);
 	fuse_session_destroy(d->session);
 }
 

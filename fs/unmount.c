@@ -73,6 +73,8 @@ static void end_mount(struct wfs_driver *d, int sig)
 	ret = unmount(d->mountpoint, true);
 	if (ret)
 		wfs_log(&d->log, "%s cannot be detached: %s", d->mountpoint, strerror(-ret));
+	/* A program may have the lock of a directory that a notification waits for, and needs an answer first. */
+	wfs_notify_stop(&d->notify);
 	fuse_session_exit(d->session);
 	wfs_loop_wake(d);
 }

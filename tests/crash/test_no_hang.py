@@ -1,6 +1,8 @@
-"""kill -9 of the driver while programs wait for it: every one of them gets its answer."""
+"""kill -9 of the driver while programs wait for it, and its own end: every one of them gets its answer."""
 
 import os
+import pathlib
+import signal
 import threading
 import time
 
@@ -8,6 +10,7 @@ import pytest
 
 from support import shards
 from support.files import write_file
+from support.mounts import is_running, wait_for
 from support.watchdog import CONNECTIONS
 
 ROUNDS = 3
@@ -26,6 +29,25 @@ def save(directory, number):
         pass
 
 
+def start_savers(directory):
+    savers = [threading.Thread(target=save, args=(directory, n), daemon=True) for n in range(SAVERS)]
+    for saver in savers:
+        saver.start()
+    return savers
+
+
+def wait_for_savers(savers, connection):
+    """Those that hang, until they are freed here."""
+    deadline = time.monotonic() + END_SECONDS
+    for saver in savers:
+        saver.join(max(0, deadline - time.monotonic()))
+    hung = [saver for saver in savers if saver.is_alive()]
+    if hung:
+        with open(f"{connection}/abort", "w") as f:
+            f.write("1")
+    return hung
+
+
 @pytest.mark.parametrize("passthrough", ["auto", "off"])
 def test_killed_while_directories_change(unmounted, passthrough):
     """Who waits for a directory when the driver dies hears that it died; nobody stays in the kernel for ever."""
@@ -33,15 +55,25 @@ def test_killed_while_directories_change(unmounted, passthrough):
     for number in range(ROUNDS):
         mount.mount(f"passthrough={passthrough}")
         connection = f"{CONNECTIONS}/{os.minor(os.stat(mount.dir).st_dev)}"
-        savers = [threading.Thread(target=save, args=(mount.dir, n), daemon=True) for n in range(SAVERS)]
-        for saver in savers:
-            saver.start()
+        savers = start_savers(mount.dir)
         time.sleep(0.1 + 0.07 * number)
         mount.kill()
-        for saver in savers:
-            saver.join(END_SECONDS)
-        hung = [saver for saver in savers if saver.is_alive()]
-        if hung:
-            with open(f"{connection}/abort", "w") as f:
-                f.write("1")
-        assert not hung, "programs wait for a driver that was killed"
+        assert not wait_for_savers(savers, connection), "programs wait for a driver that was killed"
+
+
+@pytest.mark.parametrize("passthrough", ["auto", "off"])
+def test_told_to_end_while_directories_change(unmounted, passthrough):
+    """The same where the driver is asked to end, and detaches a mount that is in use."""
+    mount = unmounted
+    for number in range(ROUNDS):
+        mount.mount(f"passthrough={passthrough}")
+        root = os.open(mount.dir, os.O_RDONLY | os.O_DIRECTORY)
+        connection = f"{CONNECTIONS}/{os.minor(os.fstat(root).st_dev)}"
+        savers = start_savers(pathlib.Path(f"/proc/self/fd/{root}"))
+        time.sleep(0.1 + 0.07 * number)
+        pid = mount.pid
+        os.kill(pid, signal.SIGTERM)
+        hung = wait_for_savers(savers, connection)
+        os.close(root)
+        assert not hung, "programs wait for a driver that was told to end"
+        wait_for(lambda: not is_running(pid), END_SECONDS, "the driver's end")
