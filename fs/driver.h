@@ -45,6 +45,7 @@ struct wfs_driver {
 	struct wfs_passthrough passthrough;
 	struct wfs_watchdog watchdog;
 	struct wfs_err failure;                  /* why the loop was ended before it began */
+	bool is_unmounted;                       /* by the signal thread, before it ends */
 	sem_t loop_ends;                         /* posted when the threads of the loop are to end */
 	pthread_mutex_t handles_lock;
 	struct wfs_handle *handles;              /* all of them; under handles_lock */

@@ -259,6 +259,11 @@ int wfs_passthrough_begin(struct wfs_driver *d)
 	return 0;
 }
 
+void wfs_passthrough_end(struct wfs_driver *d)
+{
+	atomic_store(&d->passthrough.on, false);
+}
+
 /* ---- the way of an inode ---- */
 
 static struct wfs_io *find(struct wfs_io *list, uint64_t ino)
@@ -367,7 +372,7 @@ bool wfs_io_close(struct wfs_driver *d, struct wfs_handle *h)
 	if (io->backing)
 		wants_seal = wfs_file_unpin(h->file, h->reads);
 	if (--io->handles == 0) {
-		if (io->backing)
+		if (io->backing && atomic_load(&d->passthrough.on))
 			unregister(d, io->backing);
 		*p = io->next;
 		free(io);

@@ -53,6 +53,8 @@ struct fuse_conn_info;
 void wfs_passthrough_want(struct wfs_driver *d, struct fuse_conn_info *conn);
 /* A raw request, before libfuse has it. True if it is INIT: call wfs_passthrough_begin when it was answered. */
 bool wfs_passthrough_look(struct wfs_driver *d, const void *request, size_t size);
+/* The connection ends, and all registrations with it. When no thread serves any more. */
+void wfs_passthrough_end(struct wfs_driver *d);
 /* See whether it works, and say so. -ENOTSUP if it was demanded and does not. */
 int wfs_passthrough_begin(struct wfs_driver *d);
 

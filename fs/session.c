@@ -225,12 +225,30 @@ static int serve(struct wfs_driver *d, struct wfs_err *err)
 	return ret;
 }
 
+/* Who still waits for an answer is told that there will be none. */
+static void end_connection(struct wfs_driver *d)
+{
+	int ends[2];
+
+	wfs_passthrough_end(d);
+	/*
+	 * libfuse unmounts what is mounted there unless poll(2) says that the connection has failed: what
+	 * was below the mount that is gone. A pipe without a reader says the same.
+	 */
+	if (d->is_unmounted && pipe2(ends, O_CLOEXEC) == 0) {
+		close(ends[0]);
+		dup3(ends[1], fuse_session_fd(d->session), O_CLOEXEC);
+		close(ends[1]);
+	}
+	fuse_session_unmount(d->session);
+}
+
 /* The mount is gone. What was written is sealed, and all of it is on the disk, before we are. */
 static void finish(struct wfs_driver *d)
 {
 	wfs_store_say_ending(d->store);
 	wfs_notify_stop(&d->notify);
-	fuse_session_unmount(d->session);
+	end_connection(d);
 	wfs_handles_free_all(d);
 	wfs_work_stop(&d->work);
 	if (!wfs_store_is_read_only(d->store)) {

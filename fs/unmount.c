@@ -66,11 +66,13 @@ static void end_mount(struct wfs_driver *d, int sig)
 	int ret = unmount(d->mountpoint, false);
 
 	wfs_log(&d->log, "signal %d: unmounting %s", sig, d->mountpoint);
+	d->is_unmounted = ret == 0;
 	if (ret == 0)
 		return; /* the loop sees that the mount is gone */
 	wfs_log(&d->log, "%s is in use (%s): detaching it", d->mountpoint, strerror(-ret));
 	flush_mappings(d);
 	ret = unmount(d->mountpoint, true);
+	d->is_unmounted = ret == 0;
 	if (ret)
 		wfs_log(&d->log, "%s cannot be detached: %s", d->mountpoint, strerror(-ret));
 	/* A program may have the lock of a directory that a notification waits for, and needs an answer first. */

@@ -1,8 +1,10 @@
 """The command: what it prints, as text and JSON, its errors and exit statuses."""
 
+import errno
 import json
 import os
 import re
+import signal
 import sqlite3
 import struct
 import subprocess
@@ -267,6 +269,22 @@ def test_foreground(unmounted, weightfs):
     assert driver.returncode == 0
     assert "header-too-large" in log and "x.safetensors" in log
     assert not unmounted.mounted
+
+
+@pytest.mark.root_only
+def test_told_to_end_in_use_and_over_another_mount(unmounted):
+    """What is mounted below stays, and the log has nothing that is no trouble."""
+    subprocess.run(["mount", "-t", "tmpfs", "below", unmounted.dir], check=True)
+    try:
+        below = os.stat(unmounted.dir).st_dev
+        unmounted.mount()
+        write_file(unmounted.dir / "file", random_bytes(1, MIB))
+        with open(unmounted.dir / "file", "rb"):
+            unmounted.signal(signal.SIGTERM)
+        assert os.stat(unmounted.dir).st_dev == below
+    finally:
+        subprocess.run(["umount", unmounted.dir], check=True)
+    assert "detaching it" in unmounted.log() and os.strerror(errno.EBADF) not in unmounted.log()
 
 
 def test_fsname_is_not_that_of_another_driver(mount):
