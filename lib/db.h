@@ -131,7 +131,7 @@ int wfs_db_list(struct wfs_db *db, enum wfs_query q, uint64_t **ret, size_t *ret
 uint64_t wfs_db_insert_id(struct wfs_db *db);
 int wfs_db_changes(struct wfs_db *db);
 
-/* -errno for an SQLite result code; logs what should not happen. */
+/* -errno for an SQLite result code; logs what should not happen. Under the lock, as the text is the connection's. */
 int wfs_db_error(struct wfs_db *db, int code, const char *what);
 
 /*

@@ -78,7 +78,7 @@ void wfs_db_log_is_moved(struct wfs_db *db)
 
 int wfs_db_checkpoint(struct wfs_db *db, int min_pages)
 {
-	int code = SQLITE_OK, pages, moved;
+	int code = SQLITE_OK, pages, moved, ret;
 
 	wfs_crash_at("checkpoint-before");
 	/* What is read of it may be wrong: not into the database. wfs_db_sync sees to it. */
@@ -93,9 +93,10 @@ int wfs_db_checkpoint(struct wfs_db *db, int min_pages)
 			wfs_db_log_is_moved(db);
 		wfs_db_note_failed_sync(db, code);
 	}
-	pthread_mutex_unlock(&db->lock);
 	/* A reader in another process may hold it up; the next call tries again. */
-	return code == SQLITE_OK || code == SQLITE_BUSY ? 0 : wfs_db_error(db, code, "checkpoint");
+	ret = code == SQLITE_OK || code == SQLITE_BUSY ? 0 : wfs_db_error(db, code, "checkpoint");
+	pthread_mutex_unlock(&db->lock);
+	return ret;
 }
 
 #define SPARE_PAGES 32 /* unused pages that may stay */
@@ -118,7 +119,7 @@ static int empty_log(struct wfs_db *db)
 int wfs_db_tidy(struct wfs_db *db)
 {
 	int64_t unused = 0;
-	int code;
+	int code, ret;
 
 	if (atomic_load(&db->log_failed))
 		return -EIO;
@@ -134,8 +135,8 @@ int wfs_db_tidy(struct wfs_db *db)
 	}
 	if (code == SQLITE_OK && unused <= SPARE_PAGES)
 		code = empty_log(db);
+	ret = code == SQLITE_OK ? unused > SPARE_PAGES
+	      : code == SQLITE_BUSY ? 1 : wfs_db_error(db, code, "tidying up");
 	pthread_mutex_unlock(&db->lock);
-	if (code == SQLITE_BUSY)
-		return 1;
-	return code == SQLITE_OK ? unused > SPARE_PAGES : wfs_db_error(db, code, "tidying up");
+	return ret;
 }
