@@ -114,9 +114,12 @@ static void remove_work(void)
 
 static void end_by_signal(int sig)
 {
+	int saved = errno;
+
 	remove_work();
 	signal(sig, SIG_DFL);
-	raise(sig);
+	raise(sig); /* it comes when this has returned */
+	errno = saved;
 }
 
 static void remove_work_at_signals(const char *dir)
