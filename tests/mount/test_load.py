@@ -332,6 +332,7 @@ def check_load(mount, processes, seconds, seed):
     write_file(mount.dir / "first", b"x" * 100_000)
     mount.wait_sealed()
     (mount.dir / "first").unlink()
+    wait_for(lambda: known_to_the_kernel(mount) == 0, SETTLE, "no file is left in the store")
     mount.wait_sealed()
     empty, idle, files = mount.disk(), sample(mount, time.monotonic()), opened(mount)
     curve, done = run_load(mount, processes, seconds, seed)
