@@ -7,6 +7,8 @@
 
 #include "lib/store_time.h"
 
+#include "fs/order.h"
+
 /* Threads that wait for a request in the kernel: at first, and at most after requests that came together. */
 #define READERS_FIRST 2
 #define READERS_MAX 4
@@ -97,6 +99,7 @@ static void *thread_main(void *ctx)
 			break;
 		}
 		stop_reading(c);
+		wfs_order_request(buf.mem, (size_t)n);
 		wfs_request_begin(slot, buf.mem, (size_t)n);
 		serve(d, &buf);
 		wfs_watchdog_end(&d->watchdog, slot);

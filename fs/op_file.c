@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "fs/driver.h"
+#include "fs/order.h"
 #include "lib/content.h"
 #include "lib/flush.h"
 #include "lib/damage.h"
@@ -346,18 +347,19 @@ void wfs_op_copy_file_range(fuse_req_t req, fuse_ino_t ino_in, off_t off_in,
 	int tries = 0;
 	ssize_t n;
 
+	wfs_order_enter(ino_out);
 	do
 		n = wfs_file_copy(in->file, (uint64_t)off_in, out->file, (uint64_t)off_out, len);
 	while (wfs_work_try_again(&d->work, n, &tries));
 	(void)ino_in;
-	(void)ino_out;
 	(void)flags;
+	if (n > 0)
+		atomic_store(&out->wrote, true);
+	wfs_order_leave(ino_out);
 	if (n < 0) {
 		fuse_reply_err(req, (int)-n);
 		return;
 	}
-	if (n > 0)
-		atomic_store(&out->wrote, true);
 	/* A clone is whole at once, whatever is said here; the rest is asked for and is there. */
 	fuse_reply_write(req, WFS_MIN((size_t)n, (size_t)COPY_REPLY_MAX));
 }

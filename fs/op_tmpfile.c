@@ -10,6 +10,7 @@
 #include <sys/uio.h>
 
 #include "fs/driver.h"
+#include "fs/order.h"
 
 #define OPCODE_TMPFILE 51 /* FUSE_TMPFILE; the headers of Debian 12 do not have it */
 
@@ -20,6 +21,7 @@ static void reply(struct wfs_driver *d, uint64_t unique, int err, const void *bo
 	ssize_t n;
 
 	out.len = (uint32_t)(sizeof(out) + size);
+	wfs_order_answer();
 	/* ENOENT: the caller was interrupted and has gone. */
 	do
 		n = writev(fuse_session_fd(d->session), iov, size ? 2 : 1);

@@ -15,6 +15,7 @@
 #include "lib/format.h"
 
 #include "fs/driver.h"
+#include "fs/order.h"
 
 /* ---- the kernel's words that the headers of Debian 12 do not have ---- */
 
@@ -97,12 +98,6 @@ static void say_why_not(struct wfs_passthrough *p, const char *fmt, ...)
 
 #if LIBFUSE_KNOWS
 
-static int take_over_answers(struct wfs_driver *d)
-{
-	(void)d;
-	return 0;
-}
-
 void wfs_passthrough_want(struct wfs_driver *d, struct fuse_conn_info *conn)
 {
 	if (d->passthrough.why_not[0] || !(conn->capable & FUSE_CAP_PASSTHROUGH))
@@ -111,13 +106,30 @@ void wfs_passthrough_want(struct wfs_driver *d, struct fuse_conn_info *conn)
 	conn->max_backing_stack_depth = STACK_DEPTH;
 }
 
+static void patch_init(struct wfs_passthrough *p, const struct iovec *iov, int count)
+{
+	(void)p;
+	(void)iov;
+	(void)count;
+}
+
 #else
 
-/* libfuse's answer to INIT, with passthrough added. */
-static void patch(struct iovec *iov, int count)
+void wfs_passthrough_want(struct wfs_driver *d, struct fuse_conn_info *conn)
 {
+	(void)d;
+	(void)conn;
+}
+
+/* libfuse's answer to INIT, with passthrough added. */
+static void patch_init(struct wfs_passthrough *p, const struct iovec *iov, int count)
+{
+	const struct fuse_out_header *head = iov[0].iov_base;
+	uint64_t unique = atomic_load(&p->init_unique);
 	struct init_out *out;
 
+	if (!unique || head->unique != unique || head->error != 0)
+		return;
 	if (count < 2 || iov[1].iov_len < offsetof(struct init_out, unused))
 		return;
 	out = iov[1].iov_base;
@@ -126,13 +138,12 @@ static void patch(struct iovec *iov, int count)
 	out->max_stack_depth = STACK_DEPTH;
 }
 
+#endif
+
 static ssize_t io_writev(int fd, struct iovec *iov, int count, void *userdata)
 {
-	struct wfs_passthrough *p = &((struct wfs_driver *)userdata)->passthrough;
-	const struct fuse_out_header *head = iov[0].iov_base;
-
-	if (p->init_unique && head->unique == p->init_unique && head->error == 0)
-		patch(iov, count);
+	patch_init(&((struct wfs_driver *)userdata)->passthrough, iov, count);
+	wfs_order_answer();
 	return writev(fd, iov, count);
 }
 
@@ -146,6 +157,7 @@ static ssize_t io_splice(int from, off_t *from_offset, int to, off_t *to_offset,
 	unsigned flags, void *userdata)
 {
 	(void)userdata;
+	wfs_order_answer();
 	return splice(from, from_offset, to, to_offset, len, flags);
 }
 
@@ -157,19 +169,13 @@ static int take_over_answers(struct wfs_driver *d)
 	return fuse_session_custom_io(d->session, &io, fuse_session_fd(d->session));
 }
 
-void wfs_passthrough_want(struct wfs_driver *d, struct fuse_conn_info *conn)
-{
-	(void)d;
-	(void)conn;
-}
-
-#endif
-
 void wfs_passthrough_prepare(struct wfs_driver *d)
 {
+	int ret = !LIBFUSE_KNOWS || WFS_ORDER_IS_TOLD ? take_over_answers(d) : 0;
+
 	if (d->options->passthrough == WFS_PASSTHROUGH_OFF)
 		say_why_not(&d->passthrough, "switched off by -o passthrough=off");
-	else if (take_over_answers(d) != 0)
+	else if (ret)
 		say_why_not(&d->passthrough, "this libfuse lets nobody answer for it");
 }
 
@@ -189,7 +195,7 @@ bool wfs_passthrough_look(struct wfs_driver *d, const void *request, size_t size
 		uname(&kernel);
 		say_why_not(p, "Linux %s does not offer it (6.9 and newer do)", kernel.release);
 	} else {
-		p->init_unique = in->unique;
+		atomic_store(&p->init_unique, in->unique);
 	}
 	return true;
 }
@@ -235,7 +241,7 @@ int wfs_passthrough_begin(struct wfs_driver *d)
 {
 	struct wfs_passthrough *p = &d->passthrough;
 
-	p->init_unique = 0;
+	atomic_store(&p->init_unique, 0);
 	if (!p->why_not[0]) {
 		int err = try_it(d);
 

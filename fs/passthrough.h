@@ -36,7 +36,7 @@ struct wfs_io {
 struct wfs_passthrough {
 	atomic_bool on;
 	char why_not[200]; /* constant once the first request was served */
-	uint64_t init_unique; /* of the request that is being answered; the thread of INIT alone */
+	_Atomic uint64_t init_unique; /* of INIT while it is being answered, else 0; each answer is compared */
 	struct {
 		pthread_mutex_t lock;
 		struct wfs_io *list;

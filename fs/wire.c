@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "fs/driver.h"
+#include "fs/order.h"
 
 /* The headers of older systems do not have them all. */
 #define OPEN_NOFLUSH (1u << 5)     /* FOPEN_NOFLUSH, Linux 5.16 */
@@ -67,4 +68,5 @@ void wfs_wire_open(struct wfs_driver *d, const struct wfs_handle *h, struct fuse
 	/* The gate has no question to who has only read. */
 	if (!h->writes)
 		ret->open_flags |= OPEN_NOFLUSH;
+	wfs_order_leave(wfs_file_ino(h->file)); /* of a new file the request was for its directory */
 }
