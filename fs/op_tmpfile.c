@@ -11,6 +11,7 @@
 
 #include "fs/driver.h"
 #include "fs/order.h"
+#include "fs/strict.h"
 
 #define OPCODE_TMPFILE 51 /* FUSE_TMPFILE; the headers of Debian 12 do not have it */
 
@@ -26,6 +27,7 @@ static void reply(struct wfs_driver *d, uint64_t unique, int err, const void *bo
 	do
 		n = writev(fuse_session_fd(d->session), iov, size ? 2 : 1);
 	while (n < 0 && errno == EINTR);
+	wfs_strict_answer(n);
 }
 
 static int create(struct wfs_driver *d, const struct fuse_in_header *in,

@@ -16,6 +16,7 @@
 
 #include "fs/driver.h"
 #include "fs/order.h"
+#include "fs/strict.h"
 
 /* ---- the kernel's words that the headers of Debian 12 do not have ---- */
 
@@ -142,9 +143,13 @@ static void patch_init(struct wfs_passthrough *p, const struct iovec *iov, int c
 
 static ssize_t io_writev(int fd, struct iovec *iov, int count, void *userdata)
 {
+	ssize_t n;
+
 	patch_init(&((struct wfs_driver *)userdata)->passthrough, iov, count);
 	wfs_order_answer();
-	return writev(fd, iov, count);
+	n = writev(fd, iov, count);
+	wfs_strict_answer(n);
+	return n;
 }
 
 static ssize_t io_read(int fd, void *buf, size_t len, void *userdata)

@@ -14,6 +14,7 @@
 #include "fs/guard.h"
 #include "fs/loop.h"
 #include "fs/sandbox.h"
+#include "fs/strict.h"
 #include "fs/unmount.h"
 
 #ifdef WFS_COVERAGE
@@ -216,8 +217,10 @@ static int serve(struct wfs_driver *d, struct wfs_err *err)
 	d->work.tick_ctx = d;
 	if (!wfs_store_is_read_only(d->store))
 		ret = wfs_work_start(&d->work);
+	wfs_strict_begin();
 	if (!ret)
 		ret = wfs_loop_run(d, THREADS);
+	wfs_strict_end();
 	if (ret)
 		wfs_err_errno(err, ret, "starting a thread");
 	wfs_watchdog_stop(&d->watchdog);

@@ -80,10 +80,31 @@ int wfs_db_pragma(sqlite3 *handle, const char *sql, int64_t *ret)
 	return code;
 }
 
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+
+/* What SQLite finds wrong in how it is called is in its log; the call just fails. */
+static void judge_log(void *ctx, int code, const char *text)
+{
+	(void)ctx;
+	if ((code & 0xff) != SQLITE_MISUSE)
+		return;
+	fprintf(stderr, "SQLite: %s\n", text);
+	abort();
+}
+
+/* Before anybody uses SQLite: it takes this no later. */
+static __attribute__((constructor)) void listen_to_sqlite(void)
+{
+	sqlite3_config(SQLITE_CONFIG_LOG, judge_log, NULL);
+}
+
+#endif
+
 /* ---- statements ---- */
 
 static int get_stmt(struct wfs_db *db, enum wfs_query q, sqlite3_stmt **ret)
 {
+	db->uses++;
 	if (!db->stmts[q]) {
 		int code = sqlite3_prepare_v3(db->handle, wfs_query_sql(q), -1,
 			SQLITE_PREPARE_PERSISTENT, &db->stmts[q], NULL);
@@ -147,6 +168,7 @@ int wfs_db_next(struct wfs_db *db, sqlite3_stmt *stmt)
 	int code = sqlite3_step(stmt);
 	int ret;
 
+	db->uses++;
 	if (code == SQLITE_ROW)
 		return 1;
 	ret = code == SQLITE_DONE ? 0 : wfs_db_error(db, code, sqlite3_sql(stmt));
@@ -740,7 +762,7 @@ int wfs_db_open(struct wfs_db *db, const char *dir, bool read_only, bool create,
 	db->handle = NULL;
 	db->commits = 0;
 	wfs_db_log_is_moved(db);
-	db->synced = 0;
+	db->synced = db->uses = 0;
 	db->in_transaction = false;
 	db->holds_view = db->is_broken = db->has_failed = false;
 	atomic_init(&db->is_lost, false);

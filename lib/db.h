@@ -41,6 +41,7 @@ struct wfs_db {
 	uint64_t commits; /* transactions that changed something */
 	int wal_pages;    /* in the log since it was last moved to the database file */
 	int bound_pages;  /* of the log: the next transaction moves it first; see WFS_DB_LOG_BOUND */
+	uint64_t uses;    /* of the handle: seen by the thread sanitizer, which does not look into SQLite */
 	bool in_transaction;
 	bool is_broken;   /* the transaction cannot be committed */
 	bool has_failed;  /* SQLite had an error since the lock was taken */
