@@ -12,6 +12,9 @@ static int record_failed_sync(struct wfs_store *s, uint64_t data_file, uint64_t 
 
 	if (ret)
 		return ret;
+	/* It may have been emptied since the caller looked, and the record of it removed. */
+	if (!wfs_datafile_is_unsure(&s->datafiles, data_file))
+		return wfs_db_end(&s->db, 0);
 	ret = wfs_db_run(&s->db, WFS_Q_INODE_SYNC_FAILED, "ti", SYNC_FAILED_TEXT, data_file);
 	if (ret == 0 && wfs_db_changes(&s->db) > 0)
 		ret = wfs_db_number(&s->db, WFS_Q_INODE_OF_STAGING, ret_ino, "i", data_file);
@@ -44,10 +47,16 @@ int wfs_store_sync_staging(struct wfs_store *s, struct wfs_datafile *df)
 
 void wfs_store_staging_is_empty(struct wfs_store *s, struct wfs_datafile *df)
 {
+	int ret;
+
 	if (!wfs_datafile_is_unsure(&s->datafiles, df->id) || wfs_db_begin(&s->db) != 0)
 		return;
-	if (wfs_db_end(&s->db, wfs_db_run(&s->db, WFS_Q_INODE_SYNC_HEALED, "i", df->id)) == 0)
+	ret = wfs_db_run(&s->db, WFS_Q_INODE_SYNC_HEALED, "i", df->id);
+	/* Within the transaction: who records that it is unsure looks again within his. */
+	if (ret == 0)
 		wfs_datafile_set_unsure(&s->datafiles, df->id, false);
+	if (wfs_db_end(&s->db, ret) != 0 && ret == 0)
+		wfs_datafile_set_unsure(&s->datafiles, df->id, true);
 }
 
 /* Which syncs have failed before this process. */

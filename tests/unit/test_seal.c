@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include "lib/content.h"
+#include "lib/store_priv.h"
 #include "tests/unit/store_fixture.h"
 
 static void test_empty(void **state)
@@ -310,6 +311,31 @@ static void test_writers_at_once(void **state)
 }
 
 /* A copy shares the manifest; writing one of the two leaves the other. */
+/* A sealer that was told of a failed sync, and records it when the file was already emptied and written anew. */
+static void test_failed_sync_is_recorded_late(void **state)
+{
+	struct fixture *f = *state;
+	uint8_t *bytes = noise(MB, 9);
+	uint64_t ino = put(f, "a", bytes, MB);
+	struct wfs_file *file = NULL;
+	struct wfs_attr a;
+
+	assert_int_equal(wfs_file_get(f->store, ino, &file), 0);
+	wfs_file_open(file, true);
+	assert_int_equal(wfs_file_write(file, bytes, MB, 0), MB); /* it is dirty */
+	assert_int_equal(wfs_name_getattr(f->store, ino, &a), 0);
+	wfs_datafile_set_unsure(&f->store->datafiles, a.data_file, true);
+	wfs_store_report_unsure(f->store, a.data_file);
+	assert_int_equal(wfs_file_truncate(file, 0), 0);
+	assert_int_equal(wfs_file_write(file, bytes, MB, 0), MB);
+	wfs_file_close(file, true);
+	wfs_file_unref(file);
+	wfs_store_report_unsure(f->store, a.data_file);
+	seal(f, ino); /* a sealed file with such a record is a finding of fsck */
+	check_bytes(f, ino, bytes, MB);
+	free(bytes);
+}
+
 static void test_clone(void **state)
 {
 	struct fixture *f = *state;
@@ -559,6 +585,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_attributes_stay, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_data_files_are_used_again, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_remove_in_any_order, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_failed_sync_is_recorded_late, set_up, tear_down),
 	};
 
 	return cmocka_run_group_tests_name("seal", tests, NULL, NULL);
