@@ -3,16 +3,24 @@
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 
 #include <errno.h>
+#include <sanitizer/common_interface_defs.h>
 #include <stdio.h>
 #include <stdlib.h>
 
 #include "fs/fuse.h"
 
+/* With a report: the standard error of a driver is nobody's. */
+static void end(void)
+{
+	__sanitizer_print_stack_trace();
+	abort();
+}
+
 static void judge(enum fuse_log_level level, const char *fmt, va_list ap)
 {
 	vfprintf(stderr, fmt, ap);
 	if (level <= FUSE_LOG_ERR)
-		abort();
+		end();
 }
 
 void wfs_strict_begin(void)
@@ -29,7 +37,7 @@ void wfs_strict_end(void)
 void wfs_strict_answer(ssize_t n)
 {
 	if (n < 0 && errno == EINVAL)
-		abort();
+		end();
 }
 
 #endif

@@ -82,6 +82,8 @@ int wfs_db_pragma(sqlite3 *handle, const char *sql, int64_t *ret)
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 
+#include <sanitizer/common_interface_defs.h>
+
 /* What SQLite finds wrong in how it is called is in its log; the call just fails. */
 static void judge_log(void *ctx, int code, const char *text)
 {
@@ -89,6 +91,7 @@ static void judge_log(void *ctx, int code, const char *text)
 	if ((code & 0xff) != SQLITE_MISUSE)
 		return;
 	fprintf(stderr, "SQLite: %s\n", text);
+	__sanitizer_print_stack_trace();
 	abort();
 }
 

@@ -207,10 +207,10 @@ keep_reports()
 	reports=$(mktemp -d "${TMPDIR:-/tmp}/weightfs-reports.XXXXXX")
 	chmod 1777 "$reports"
 	# A size that overflows is NULL and ENOMEM, as the C library says it.
-	export ASAN_OPTIONS="log_path=$reports/address:handle_abort=1:allocator_may_return_null=1"
+	export ASAN_OPTIONS="log_path=$reports/address:allocator_may_return_null=1"
 	export UBSAN_OPTIONS="log_path=$reports/undefined:print_stacktrace=1"
 	# io_sync: see fs/order.h. Nothing is gained by a second of sleep at the end of each command.
-	TSAN_OPTIONS="log_path=$reports/thread:second_deadlock_stack=1:handle_abort=1:allocator_may_return_null=1"
+	TSAN_OPTIONS="log_path=$reports/thread:second_deadlock_stack=1:allocator_may_return_null=1"
 	export TSAN_OPTIONS="$TSAN_OPTIONS:io_sync=0:atexit_sleep_ms=0"
 }
 
