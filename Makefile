@@ -138,7 +138,7 @@ asan: ## all tests on a build with address and undefined behaviour sanitizers
 
 tsan: ## all tests on a build with the thread sanitizer
 	@sh tools/setup.sh test
-	@$(MAKE) --no-print-directory BUILD=build/tsan SANITIZE=thread test-here
+	@UNIT_SECONDS=1800 $(MAKE) --no-print-directory BUILD=build/tsan SANITIZE=thread test-here
 
 fuzz: ## each fuzz target for FUZZ_SECONDS, by clang and libFuzzer (FUZZ: which; FUZZ_SECONDS=3600: a long run)
 	@sh tools/setup.sh fuzz
