@@ -3,7 +3,7 @@
 verdict_cli (tests/unit/verdict_cli.c) says valid exactly where
 safetensors.deserialize accepts. Environment:
 
-    WEIGHTFS_VERDICT      the built helper; else build/tests/verdict_cli
+    WEIGHTFS_VERDICT      the built helper; else tests/verdict_cli in WEIGHTFS_BUILD, else in build/
     WEIGHTFS_DIFF_COUNT   random files of each kind (default 3000)
     WEIGHTFS_DIFF_SEED    seed of the random files (default 1)
     WEIGHTFS_DIFF_SEEDS   seeds of the long form, comma-separated (default 2)
@@ -23,6 +23,7 @@ safetensors = pytest.importorskip("safetensors")
 import header_cases
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+BUILD = pathlib.Path(os.environ.get("WEIGHTFS_BUILD", ROOT / "build"))
 CORPUS = ROOT / "tests/corpus"
 COUNT = int(os.environ.get("WEIGHTFS_DIFF_COUNT", "3000"))
 SEED = os.environ.get("WEIGHTFS_DIFF_SEED", "1")
@@ -33,7 +34,7 @@ BATCH = 1000
 
 @pytest.fixture(scope="session")
 def verdict_cli():
-    path = pathlib.Path(os.environ.get("WEIGHTFS_VERDICT", ROOT / "build/tests/verdict_cli"))
+    path = pathlib.Path(os.environ.get("WEIGHTFS_VERDICT", BUILD / "tests/verdict_cli"))
     if not os.access(path, os.X_OK):
         pytest.fail(f"no helper at {path}: run make unit-programs, or set WEIGHTFS_VERDICT")
     return path.resolve()
