@@ -20,6 +20,8 @@ void wfs_inode_gone(struct wfs_driver *d, uint64_t ino)
 {
 	if (wfs_inodes_set_gone(&d->inodes, ino, true))
 		wfs_work_drop(&d->work, ino);
+	else
+		wfs_work_expect(&d->work);
 }
 
 void wfs_op_forget(fuse_req_t req, fuse_ino_t ino, uint64_t nlookup)

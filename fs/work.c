@@ -24,6 +24,7 @@
 #define BUSY_TICK_NS (50 * MS)      /* while transactions come fast */
 #define SEALER_NICE 10              /* what was written gives way to what is being done */
 #define FULL_TRIES 3                /* of a request on a full disk */
+#define EXPECT_NS (1000 * MS)       /* in which what was removed is forgotten by the kernel, if nobody has it open */
 #define DURABLE_NS (4000 * MS)      /* what was sealed is on the disk after this at the latest */
 
 static void init_cond(pthread_cond_t *cond)
@@ -361,13 +362,25 @@ static bool give_back(struct wfs_work *w)
 	return wanted;
 }
 
+void wfs_work_expect(struct wfs_work *w)
+{
+	atomic_store(&w->expected_ns, wfs_monotonic_ns());
+}
+
+/* The kernel's FORGET of what was removed just now may be on its way. */
+static bool is_expecting(struct wfs_work *w)
+{
+	int64_t since = atomic_load(&w->expected_ns);
+
+	return since && wfs_monotonic_ns() - since < EXPECT_NS;
+}
+
 bool wfs_work_try_again(struct wfs_work *w, ssize_t ret, int *tries)
 {
 	const struct timespec moment = { .tv_nsec = 10 * MS };
 
-	if (ret != -ENOSPC || (*tries)++ >= FULL_TRIES)
+	if (ret != -ENOSPC || ((*tries)++ >= FULL_TRIES && !is_expecting(w)))
 		return false;
-	/* The kernel's FORGET of what was removed just now may be on its way. */
 	if (!give_back(w))
 		nanosleep(&moment, NULL);
 	return true;

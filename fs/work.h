@@ -10,6 +10,7 @@
 #define WFS_WORK_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 
 #include "lib/base.h"
 #include "lib/store.h"
@@ -33,6 +34,7 @@ struct wfs_work {
 	pthread_t housekeeper;
 	unsigned n_sealers; /* running; owner's */
 	bool has_housekeeper;
+	_Atomic int64_t expected_ns; /* when one was last removed that the kernel knew; monotonic; 0: never */
 
 	pthread_mutex_t lock;
 	/* under lock */
@@ -57,10 +59,13 @@ void wfs_work_release(struct wfs_work *w);
 void wfs_work_seal_later(struct wfs_work *w, uint64_t ino);
 /* Drop this inode, which has no name and is not known to the kernel, soon. */
 void wfs_work_drop(struct wfs_work *w, uint64_t ino);
+/* One has lost its last name, and will be dropped when the kernel forgets it: soon, unless somebody has it open. */
+void wfs_work_expect(struct wfs_work *w);
 
 /*
  * For a request that ended with `ret`: if that is -ENOSPC, have what was removed
  * before given back now, and not soon, wait for it, and return true: try again.
+ * For a second after a removal that includes the wait for the kernel to forget it.
  * `*tries`, 0 at first, counts for one request. No lock may be held.
  */
 bool wfs_work_try_again(struct wfs_work *w, ssize_t ret, int *tries);
