@@ -1,6 +1,7 @@
 #include "lib/power.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,17 +18,25 @@
 
 /* ---- was it one ---- */
 
-void wfs_power_boot_id(char ret[WFS_BOOT_ID_SIZE])
+int wfs_power_boot_id(char ret[WFS_BOOT_ID_SIZE])
 {
 	const char *given = getenv("WEIGHTFS_BOOT_ID");
-	FILE *f = given ? NULL : fopen("/proc/sys/kernel/random/boot_id", "re");
+	WFS_AUTO_CLOSE int fd = -1;
+	ssize_t n;
 
 	snprintf(ret, WFS_BOOT_ID_SIZE, "%s", given ? given : "unknown");
-	if (!f)
-		return;
-	if (fgets(ret, WFS_BOOT_ID_SIZE, f))
-		ret[strcspn(ret, "\n")] = '\0';
-	fclose(f);
+	if (given)
+		return 0;
+	fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
+	/* "unknown" for a passing reason would be another boot than the last one, and so a power cut. */
+	if (fd < 0)
+		return errno == ENOENT || errno == EACCES || errno == EPERM ? 0 : -errno;
+	n = read(fd, ret, WFS_BOOT_ID_SIZE - 1);
+	if (n < 0)
+		return -errno;
+	ret[n] = '\0';
+	ret[strcspn(ret, "\n")] = '\0';
+	return 0;
 }
 
 int wfs_power_was_cut(struct wfs_store *s, bool *ret)
@@ -36,9 +45,12 @@ int wfs_power_was_cut(struct wfs_store *s, bool *ret)
 	char now[WFS_BOOT_ID_SIZE];
 	int err = wfs_store_read_note(s, WFS_META_BOOT_ID, &before);
 
-	wfs_power_boot_id(now);
+	if (err == 0)
+		err = wfs_power_boot_id(now);
+	if (err)
+		return err;
 	*ret = !s->db.was_clean && before && strcmp(before, now) != 0;
-	return err;
+	return 0;
 }
 
 /* ---- files that may lack bytes ---- */

@@ -15,8 +15,8 @@
 #define WFS_META_BOOT_ID "boot_id"
 #define WFS_BOOT_ID_SIZE 64
 
-/* Of this boot; WEIGHTFS_BOOT_ID in its place, where a test cuts the power of a disk alone. */
-void wfs_power_boot_id(char ret[WFS_BOOT_ID_SIZE]);
+/* Of this boot ("unknown" where the kernel has none); 0 or -errno. WEIGHTFS_BOOT_ID in its place, where a test cuts the power of a disk alone. */
+int wfs_power_boot_id(char ret[WFS_BOOT_ID_SIZE]);
 
 /* Was the store last open in another boot, and not unmounted there? Before meta.boot_id is set anew. */
 int wfs_power_was_cut(struct wfs_store *s, bool *ret);

@@ -151,11 +151,12 @@ int wfs_recover_filling(struct wfs_store *s)
 static int note_start(struct wfs_store *s)
 {
 	char id[WFS_BOOT_ID_SIZE];
-	int ret = wfs_db_begin(&s->db);
+	int ret = wfs_power_boot_id(id);
 
+	if (ret == 0)
+		ret = wfs_db_begin(&s->db);
 	if (ret)
 		return ret;
-	wfs_power_boot_id(id);
 	ret = wfs_db_run(&s->db, WFS_Q_META_SET, "tt", WFS_META_BOOT_ID, id);
 	if (ret == 0)
 		ret = wfs_db_run(&s->db, WFS_Q_META_SET, "ti", WFS_META_CANNOT_PUNCH, UINT64_C(0));
@@ -189,8 +190,10 @@ static int count_reported(struct wfs_store *s, uint64_t *ret)
 	int err = wfs_db_begin_read(&s->db);
 
 	*ret = 0;
-	return err ? err
-		   : wfs_db_end(&s->db, WFS_MIN(wfs_db_number(&s->db, WFS_Q_RECOVER_REPORTED, ret, ""), 0));
+	if (err)
+		return err;
+	err = wfs_db_number(&s->db, WFS_Q_RECOVER_REPORTED, ret, "");
+	return wfs_db_end(&s->db, WFS_MIN(err, 0));
 }
 
 static int say_recovery(struct wfs_store *s, size_t orphans, size_t dirty)
@@ -267,12 +270,10 @@ int wfs_recover(struct wfs_store *s, struct wfs_err *err)
 	int ret = wfs_power_was_cut(s, &was_cut);
 
 	(void)err;
-	if (!ret)
-		ret = note_start(s);
 	atomic_store(&s->collect_wanted, true);
 	atomic_store(&s->settle_wanted, true);
 	if (ret || s->db.was_clean)
-		return ret;
+		return ret ? ret : note_start(s);
 	if (was_cut)
 		ret = unput_tensors(s);
 	if (!ret)
@@ -287,5 +288,8 @@ int wfs_recover(struct wfs_store *s, struct wfs_err *err)
 		ret = judge_dirty(s, &dirty);
 	if (!ret && was_cut)
 		ret = after_power_cut(s);
+	/* Last: an open that ends before this has not seen to a power cut, and the next one has to know of it. */
+	if (!ret)
+		ret = note_start(s);
 	return ret || was_new ? ret : say_recovery(s, orphans, dirty);
 }

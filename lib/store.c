@@ -75,7 +75,8 @@ int wfs_store_read_note(struct wfs_store *s, const char *key, char **ret)
 		const unsigned char *text = sqlite3_column_text(row, 0);
 
 		*ret = text ? strdup((const char *)text) : NULL;
-		found = text && !*ret ? -ENOMEM : 0;
+		/* Without memory SQLite gives no text, either. */
+		found = !*ret && sqlite3_column_type(row, 0) != SQLITE_NULL ? -ENOMEM : 0;
 		wfs_db_done(row);
 	}
 	return wfs_db_end(&s->db, found);
