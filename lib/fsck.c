@@ -136,6 +136,9 @@ static int open_directories(struct wfs_fsck_run *run)
 			"%s is not a store: it has no file weightfs.db", run->path);
 	run->data_fd = openat(run->store_fd, "data",
 		O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	/* One that is not there is found; of one that cannot be opened nothing is known. */
+	if (run->data_fd < 0 && errno != ENOENT && errno != ENOTDIR && errno != ELOOP)
+		return wfs_err_errno(run->err, -errno, "%s/data", run->path);
 	return check_files(run);
 }
 
@@ -254,7 +257,8 @@ int wfs_fsck_check_all(struct wfs_fsck_run *run)
 	run->budget = STEPS_FREE;
 	if (ret == 0)
 		ret = open_database(run);
-	return ret ? ret : check_parts(run);
+	ret = ret ? ret : check_parts(run);
+	return ret ? ret : run->failed;
 }
 
 int wfs_fsck(const char *path, const struct wfs_fsck_options *options,

@@ -120,10 +120,13 @@ static void use_file(struct reader *r, int64_t file)
 	wfs_fsck_data_path(file, path);
 	r->file = file;
 	r->fd = openat(r->run->data_fd, path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
-	if (r->fd >= 0 && (fstat(r->fd, &st) != 0 || !S_ISREG(st.st_mode))) {
+	if (r->fd < 0 || fstat(r->fd, &st) != 0)
+		wfs_fsck_could_not(r->run, file, errno);
+	else if (S_ISREG(st.st_mode))
+		return;
+	if (r->fd >= 0)
 		close(r->fd);
-		r->fd = -1;
-	}
+	r->fd = -1;
 }
 
 /* True if all of the extent could be read. */
@@ -139,6 +142,8 @@ static bool hash_extent(struct reader *r, int64_t offset, int64_t length, struct
 
 		if (n < 0 && errno == EINTR)
 			continue;
+		if (n < 0)
+			wfs_fsck_could_not(r->run, r->file, errno);
 		if (n <= 0)
 			return false;
 		wfs_hasher_update(&hasher, r->buf, (size_t)n);

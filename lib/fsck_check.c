@@ -38,6 +38,8 @@ void wfs_fsck_report_at(struct wfs_fsck_run *run, const char *kind, const char *
 {
 	struct wfs_fsck_finding finding = { .kind = kind, .where = where, .text = text };
 
+	if (run->failed)
+		return; /* it may be no finding at all */
 	run->summary.findings++;
 	if (run->fn)
 		run->fn(run->ctx, &finding);
@@ -118,6 +120,24 @@ int wfs_fsck_count_steps(void *ctx)
 	return run->spent > run->budget;
 }
 
+void wfs_fsck_could_not(struct wfs_fsck_run *run, int64_t data_file, int error)
+{
+	switch (error) {
+	case ENOENT:
+	case ENOTDIR:
+	case ELOOP:
+	case ENXIO:
+	case EIO:
+	case EBADF:  /* there is no data/ */
+	case EINVAL: /* an offset that no file has */
+		return;
+	default:
+		if (!run->failed)
+			run->failed = wfs_err_errno(run->err, -error, "%s: data file %lld", run->path,
+				(long long)data_file);
+	}
+}
+
 int wfs_fsck_errno(int code)
 {
 	if (code == SQLITE_IOERR_CORRUPTFS)
@@ -134,6 +154,7 @@ int wfs_fsck_errno(int code)
 	case SQLITE_CANTOPEN:
 	case SQLITE_PERM:
 	case SQLITE_PROTOCOL:
+	case SQLITE_READONLY: /* what could not be opened to be written SQLite opens to be read */
 		return -EIO;
 	default:
 		return 0;

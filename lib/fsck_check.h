@@ -96,10 +96,18 @@ struct wfs_fsck_run {
 	struct wfs_fsck_summary summary;
 	struct wfs_err *err;
 	const char *doing;    /* the check that runs, for the text of a failure */
+	int failed;           /* wfs_fsck_could_not: nothing more is found, and the run ends with it */
 	uint64_t spent;       /* steps of SQLite's machine in this check, in units of its handler */
 	void (*bad_manifest)(void *ctx, int64_t id); /* also told of each; NULL: nobody */
 	uint64_t budget;      /* no sound database of this size needs so many */
 };
+
+/*
+ * A system call on a data file has failed with errno `error`. That the file is not there, or that the disk cannot
+ * read it, is for the caller to judge; that there was no memory or no descriptor says nothing of
+ * the file, and becomes run->failed.
+ */
+void wfs_fsck_could_not(struct wfs_fsck_run *run, int64_t data_file, int error);
 
 enum wfs_fsck_when {
 	WFS_FSCK_ALWAYS,

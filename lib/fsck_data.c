@@ -26,7 +26,11 @@ static bool is_missing(struct wfs_fsck_run *run, int64_t id)
 
 	wfs_fsck_data_path(id, path);
 	/* What is there but no regular file is found when the directory is read. */
-	return run->data_fd < 0 || fstatat(run->data_fd, path, &st, AT_SYMLINK_NOFOLLOW) != 0;
+	if (run->data_fd >= 0 && fstatat(run->data_fd, path, &st, AT_SYMLINK_NOFOLLOW) == 0)
+		return false;
+	if (run->data_fd >= 0)
+		wfs_fsck_could_not(run, id, errno);
+	return true;
 }
 
 /* True if there are objects in it, no whole copy, and each of them is excused. */
@@ -226,7 +230,7 @@ static void begin_file(struct wfs_fsck_run *run, struct extent_walk *w, int64_t 
 
 	wfs_fsck_data_path(file, path);
 	*w = (struct extent_walk){ .active = true, .file = file };
-	w->present = run->data_fd >= 0 &&
+	w->present = !is_missing(run, file) &&
 		     fstatat(run->data_fd, path, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
 		     S_ISREG(st.st_mode);
 	w->file_size = w->present ? (uint64_t)st.st_size : 0;

@@ -254,8 +254,12 @@ static bool stat_file(struct wfs_fix *fix, int64_t id, struct stat *st)
 	char path[WFS_FSCK_PATH_SIZE];
 
 	wfs_fsck_data_path(id, path);
-	return fix->run->data_fd >= 0 &&
-	       fstatat(fix->run->data_fd, path, st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISREG(st->st_mode);
+	if (fix->run->data_fd < 0)
+		return false;
+	if (fstatat(fix->run->data_fd, path, st, AT_SYMLINK_NOFOLLOW) == 0)
+		return S_ISREG(st->st_mode);
+	wfs_fsck_could_not(fix->run, id, errno);
+	return false;
 }
 
 int64_t wfs_fix_file_size(struct wfs_fix *fix, int64_t id)
@@ -279,11 +283,15 @@ int wfs_fix_open(struct wfs_fix *fix, int64_t id)
 {
 	char path[WFS_FSCK_PATH_SIZE];
 	struct stat st;
+	int fd;
 
 	if (!stat_file(fix, id, &st))
 		return -ENOENT;
 	wfs_fsck_data_path(id, path);
-	return openat(fix->run->data_fd, path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+	fd = openat(fix->run->data_fd, path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+	if (fd < 0)
+		wfs_fsck_could_not(fix->run, id, errno);
+	return fd;
 }
 
 int wfs_fix_mkdir(int dir_fd, const char *name)
@@ -352,7 +360,7 @@ int wfs_fix_copy(struct wfs_fix *fix, int64_t from, int64_t offset, int64_t leng
 	int ret = wfs_fix_new_data_file(fix, state, ret_id);
 
 	if (ret || fix->dry_run || in < 0)
-		return ret;
+		return ret ? ret : fix->run->failed;
 	out = create_file(fix, *ret_id);
 	ret = out < 0 ? out : copy_range(in, out, offset,
 		length < 0 ? (off_t)wfs_fix_file_size(fix, from) : offset + length);
@@ -370,8 +378,8 @@ int wfs_fix_hash(struct wfs_fix *fix, int64_t id, int64_t offset, int64_t length
 	int64_t size = wfs_fix_file_size(fix, id);
 
 	if (!buf)
-		return -ENOMEM;
-	if (fd < 0 || offset < 0 || length < 1 || offset > size || length > size - offset)
+		wfs_fsck_could_not(fix->run, id, ENOMEM);
+	if (!buf || fd < 0 || offset < 0 || length < 1 || offset > size || length > size - offset)
 		/* cppcheck-suppress memleak; WFS_AUTO_FREE */
 		return 0;
 	wfs_hasher_init(&hasher, 128);
@@ -380,6 +388,8 @@ int wfs_fix_hash(struct wfs_fix *fix, int64_t id, int64_t offset, int64_t length
 
 		if (n < 0 && errno == EINTR)
 			continue;
+		if (n < 0)
+			wfs_fsck_could_not(fix->run, id, errno);
 		if (n <= 0)
 			return 0;
 		wfs_hasher_update(&hasher, buf, (size_t)n);

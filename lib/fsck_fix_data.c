@@ -102,7 +102,7 @@ static int put_back(struct wfs_fix *fix, const char *path, const char *name)
 
 	if (!wfs_datafile_is_hex(name, 16) || id < 1 || wfs_fix_file_size(fix, id) >= 0)
 		return 0;
-	ret = has_data_row(fix, id);
+	ret = fix->run->failed ? fix->run->failed : has_data_row(fix, id);
 	if (ret <= 0)
 		return ret;
 	ret = link_as(fix, path, id);

@@ -194,11 +194,11 @@ int wfs_lost_data_file(struct wfs_fix *fix, const char *kind, int64_t id, const 
 	const char *text)
 {
 	char as[WFS_LOST_NAME] = "";
-	int64_t ino;
+	int64_t ino, size = wfs_fix_file_size(fix, id);
 	int ret = wfs_fix_exec(fix, "UPDATE data_file SET state = 0, holes = 0 WHERE id = ?", "i", id);
 
 	if (ret == 0)
-		ret = new_inode(fix, WFS_MAX(wfs_fix_file_size(fix, id), 0), 0, id, name, as, &ino);
+		ret = new_inode(fix, WFS_MAX(size, 0), 0, id, name, as, &ino);
 	if (ret == 0)
 		say_placed(fix, kind, "data_file", id, as, text);
 	return ret;

@@ -68,14 +68,15 @@ static void note_finding(void *ctx, const struct wfs_fsck_finding *f)
 		r->how->found(r->how->ctx, f);
 }
 
-/* Not even its first bytes are those of a database. */
-static bool has_no_header(struct repair *r)
+/* Not even its first bytes are those of a database: 1, 0 or -errno. */
+static int has_no_header(struct repair *r)
 {
 	WFS_AUTO_CLOSE int fd = openat(r->store_fd, DB, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
 	char head[16] = "";
 
-	return fd >= 0 && (read(fd, head, sizeof(head)) != (ssize_t)sizeof(head) ||
-		memcmp(head, "SQLite format 3", sizeof(head)) != 0);
+	if (fd < 0 || read(fd, head, sizeof(head)) < 0)
+		return -errno;
+	return memcmp(head, "SQLite format 3", sizeof(head)) != 0;
 }
 
 /* A database that cannot be opened is a finding, too. */
@@ -86,14 +87,18 @@ static int look(struct repair *r)
 		.options = r->options, .fn = note_finding, .ctx = r, .err = r->err,
 	};
 	int ret = wfs_fsck_check_all(&run);
+	int has_none = ret == -EINVAL ? has_no_header(r) : 0;
 
-	if (ret == -EUCLEAN || (ret == -EINVAL && has_no_header(r))) {
+	if (has_none < 0)
+		ret = has_none;
+	if (ret == -EUCLEAN || has_none > 0) {
 		r->needs_salvage = true;
 		char text[sizeof(r->err->text)] = "the database is too damaged to be checked";
 
-		if (r->err)
+		if (r->err) {
 			memcpy(text, r->err->text, sizeof(text));
-		wfs_err_clear(r->err);
+			wfs_err_clear(r->err);
+		}
 		wfs_fsck_report_at(&run, "database", DB, text);
 		ret = 0;
 	}
@@ -265,8 +270,11 @@ static int run_parts(struct wfs_fix *fix)
 	};
 	int ret = 0;
 
-	for (size_t i = 0; i < WFS_ARRAY_SIZE(parts) && ret == 0; i++)
+	/* What could not be asked of the disk is not taken for lost: nothing is changed then. */
+	for (size_t i = 0; i < WFS_ARRAY_SIZE(parts) && ret == 0; i++) {
 		ret = parts[i](fix);
+		ret = ret ? ret : fix->run->failed;
+	}
 	return ret;
 }
 
@@ -414,6 +422,8 @@ static int repair(struct repair *r)
 	int ret = r->how->dry_run ? 0 : keep_database(r);
 
 	run.data_fd = openat(r->store_fd, "data", O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	if (ret == 0 && run.data_fd < 0)
+		ret = wfs_err_errno(r->err, -errno, "%s/data", r->path);
 	fix.kept_fd = r->kept_fd;
 	if (ret == 0)
 		ret = build_work(r, &fix);

@@ -68,67 +68,89 @@ static int to_failed(struct salvage *s, const char *what)
 		sqlite3_errmsg(s->to));
 }
 
-/* ---- rows into the new database ---- */
-
-static void bind_row(struct salvage *s, sqlite3_stmt *row)
+/*
+ * What is no fault of the old database's pages: memory, or what SQLite needs beside them. Nothing is
+ * lost then; it can be tried again. -errno; 0: the pages are damaged, or cannot be read.
+ */
+static int from_failed(struct salvage *s, int code)
 {
-	const char *needed = s->table->needed;
+	int ret = wfs_fsck_errno(code);
 
-	for (int i = 0; needed[i]; i++) {
-		if (sqlite3_column_type(row, i) != SQLITE_NULL || needed[i] == '-')
-			sqlite3_bind_value(s->insert, i + 1, sqlite3_column_value(row, i));
-		else if (needed[i] == 'b')
-			sqlite3_bind_zeroblob(s->insert, i + 1, 0);
-		else if (needed[i] == 't')
-			sqlite3_bind_text(s->insert, i + 1, "", 0, SQLITE_STATIC);
-		else
-			sqlite3_bind_int64(s->insert, i + 1, 0);
-	}
+	if (ret == 0 || code == SQLITE_IOERR_READ || code == SQLITE_IOERR_SHORT_READ)
+		return 0;
+	return wfs_err_set(s->fix->run->err, ret, "io", WFS_NO_OFFSET, "%s: the damaged database: %s",
+		s->fix->run->path, sqlite3_errstr(code));
 }
 
-/* Two rows with one key where one may be: the second one gets another. */
-static bool give_other_key(struct salvage *s, sqlite3_stmt *row)
+/* ---- rows into the new database ---- */
+
+static int bind_row(struct salvage *s, sqlite3_stmt *row)
+{
+	const char *needed = s->table->needed;
+	int code = SQLITE_OK;
+
+	for (int i = 0; needed[i] && code == SQLITE_OK; i++) {
+		if (sqlite3_column_type(row, i) != SQLITE_NULL || needed[i] == '-')
+			code = sqlite3_bind_value(s->insert, i + 1, sqlite3_column_value(row, i));
+		else if (needed[i] == 'b')
+			code = sqlite3_bind_zeroblob(s->insert, i + 1, 0);
+		else if (needed[i] == 't')
+			code = sqlite3_bind_text(s->insert, i + 1, "", 0, SQLITE_STATIC);
+		else
+			code = sqlite3_bind_int64(s->insert, i + 1, 0);
+	}
+	return code == SQLITE_OK ? 0 : to_failed(s, s->table->name);
+}
+
+/* Two rows with one key where one may be: the second one gets another. 1, 0: it cannot, or -errno. */
+static int give_other_key(struct salvage *s, sqlite3_stmt *row)
 {
 	char name[300];
 
 	if (strcmp(s->table->name, "object") == 0) {
 		sqlite3_bind_int64(s->insert, 3, sqlite3_column_int64(row, 0) + (INT64_C(1) << 40));
-		return true;
+		return 1;
 	}
 	if (strcmp(s->table->name, "manifest") == 0) {
 		sqlite3_bind_null(s->insert, 6);
 		sqlite3_bind_int64(s->insert, 7, 0);
-		return true;
+		return 1;
 	}
 	if (strcmp(s->table->name, "dirent") != 0)
-		return false;
+		return 0;
 	snprintf(name, sizeof(name), "%.*s~%lld", WFS_MIN(sqlite3_column_bytes(row, 2), 230),
 		sqlite3_column_bytes(row, 2) ? (const char *)sqlite3_column_blob(row, 2) : "",
 		(long long)sqlite3_column_int64(row, 0));
-	sqlite3_bind_blob(s->insert, 3, name, (int)strlen(name), SQLITE_TRANSIENT);
-	return true;
+	if (sqlite3_bind_blob(s->insert, 3, name, (int)strlen(name), SQLITE_TRANSIENT) != SQLITE_OK)
+		return to_failed(s, s->table->name);
+	return 1;
 }
 
-static bool has_row(struct salvage *s, int64_t id)
+/* 1, 0 or -errno. */
+static int has_row(struct salvage *s, int64_t id)
 {
 	char sql[100];
 	sqlite3_stmt *stmt = NULL;
-	bool found = false;
+	int code;
 
 	snprintf(sql, sizeof(sql), "SELECT 1 FROM %s WHERE rowid = ?", s->table->name);
-	if (sqlite3_prepare_v2(s->to, sql, -1, &stmt, NULL) == SQLITE_OK) {
+	code = sqlite3_prepare_v2(s->to, sql, -1, &stmt, NULL);
+	if (code == SQLITE_OK) {
 		sqlite3_bind_int64(stmt, 1, id);
-		found = sqlite3_step(stmt) == SQLITE_ROW;
+		code = sqlite3_step(stmt);
 	}
 	sqlite3_finalize(stmt);
-	return found;
+	if (code != SQLITE_ROW && code != SQLITE_DONE)
+		return to_failed(s, s->table->name);
+	return code == SQLITE_ROW;
 }
 
 static int put_row(struct salvage *s, sqlite3_stmt *row)
 {
-	int code;
+	int code, ret = bind_row(s, row);
 
-	bind_row(s, row);
+	if (ret)
+		return ret;
 	code = sqlite3_step(s->insert);
 	sqlite3_reset(s->insert);
 	if (code != SQLITE_DONE)
@@ -138,8 +160,12 @@ static int put_row(struct salvage *s, sqlite3_stmt *row)
 		return 0;
 	}
 	/* Read before, from the other side of a damaged page. */
-	if (!s->table->has_rowid || has_row(s, sqlite3_column_int64(row, 0)) || !give_other_key(s, row))
-		return 0;
+	ret = s->table->has_rowid ? has_row(s, sqlite3_column_int64(row, 0)) : 1;
+	if (ret)
+		return WFS_MIN(ret, 0);
+	ret = give_other_key(s, row);
+	if (ret <= 0)
+		return ret;
 	code = sqlite3_step(s->insert);
 	sqlite3_reset(s->insert);
 	if (code != SQLITE_DONE)
@@ -155,27 +181,39 @@ struct range {
 	int64_t low, high; /* of the first column of the key, both in it */
 };
 
-static char *select_sql(struct salvage *s, bool down)
+#define COLUMNS_SIZE 600
+
+/* A column that is missing there is NULL here. */
+static int select_columns(struct salvage *s, char columns[COLUMNS_SIZE])
 {
-	char columns[600] = "", order[120] = "";
-	const char *key = s->table->columns[0];
 	size_t len = 0;
 
 	for (size_t i = 0; s->table->columns[i]; i++) {
 		sqlite3_stmt *probe = NULL;
 		char test[100];
+		int code, ret;
 
-		/* A column that is missing there is NULL here. */
 		snprintf(test, sizeof(test), "SELECT \"%s\" FROM \"%s\" LIMIT 0", s->table->columns[i],
 			s->table->name);
-		len += (size_t)snprintf(columns + len, sizeof(columns) - len, "%s%s", i ? ", " : "",
-			sqlite3_prepare_v2(s->from, test, -1, &probe, NULL) == SQLITE_OK
-				? s->table->columns[i] : "NULL");
+		code = sqlite3_prepare_v2(s->from, test, -1, &probe, NULL);
 		sqlite3_finalize(probe);
+		ret = code == SQLITE_OK ? 0 : from_failed(s, code);
+		if (ret)
+			return ret;
+		len += (size_t)snprintf(columns + len, COLUMNS_SIZE - len, "%s%s", i ? ", " : "",
+			code == SQLITE_OK ? s->table->columns[i] : "NULL");
 	}
+	return 0;
+}
+
+static char *select_sql(struct salvage *s, const char *columns, bool down)
+{
+	const char *key = s->table->columns[0];
+	char order[120] = "";
+	size_t len = 0;
+
 	if (!s->table->order)
 		return wfs_format("SELECT %s FROM %s", columns, s->table->name);
-	len = 0;
 	for (const char *p = s->table->order; *p && len + 8 < sizeof(order); p++) {
 		if (*p == ',')
 			len += (size_t)snprintf(order + len, sizeof(order) - len, down ? " DESC" : "");
@@ -186,14 +224,18 @@ static char *select_sql(struct salvage *s, bool down)
 		s->table->name, s->table->has_rowid ? "NOT INDEXED" : "", key, order, down ? " DESC" : "");
 }
 
-static sqlite3_stmt *prepare_way(struct salvage *s, bool down)
+/* *ret is NULL where there is no such table. */
+static int prepare_way(struct salvage *s, bool down, sqlite3_stmt **ret)
 {
-	WFS_AUTO_FREE char *sql = select_sql(s, down);
-	sqlite3_stmt *stmt = NULL;
+	char columns[COLUMNS_SIZE] = "";
+	int code, err = select_columns(s, columns);
+	WFS_AUTO_FREE char *sql = err ? NULL : select_sql(s, columns, down);
 
-	if (sql && sqlite3_prepare_v2(s->from, sql, -1, &stmt, NULL) != SQLITE_OK)
-		stmt = NULL;
-	return stmt;
+	*ret = NULL;
+	if (!sql)
+		return err ? err : -ENOMEM;
+	code = sqlite3_prepare_v2(s->from, sql, -1, ret, NULL);
+	return code == SQLITE_OK ? 0 : from_failed(s, code);
 }
 
 /* One way through a range. 1: all of it was read; 0: up to *ret_last, if any (then *ret_any). */
@@ -201,7 +243,7 @@ static int read_one_way(struct salvage *s, const struct range *range, bool down,
 	bool *ret_any)
 {
 	sqlite3_stmt *row = down ? s->down : s->up;
-	int code, ret = 0;
+	int code = SQLITE_DONE, ret = 0;
 
 	*ret_any = false;
 	if (s->table->order) {
@@ -222,8 +264,8 @@ static int read_one_way(struct salvage *s, const struct range *range, bool down,
 		ret = put_row(s, row);
 	}
 	sqlite3_reset(row);
-	if (ret == 0 && wfs_fsck_errno(code) == -ENOMEM)
-		ret = -ENOMEM;
+	if (ret == 0 && code != SQLITE_DONE)
+		ret = from_failed(s, code);
 	return ret ? ret : code == SQLITE_DONE;
 }
 
@@ -298,8 +340,7 @@ static int copy_table(struct salvage *s, const struct table *table)
 
 	s->table = table;
 	s->rows = s->lost = s->clashes = 0;
-	s->up = prepare_way(s, false);
-	s->down = table->order ? prepare_way(s, true) : NULL;
+	s->up = s->down = s->insert = NULL;
 	for (; table->columns[n]; n++) {
 		len += (size_t)snprintf(columns + len, sizeof(columns) - len, "%s%s", n ? ", " : "",
 			table->columns[n]);
@@ -310,9 +351,12 @@ static int copy_table(struct salvage *s, const struct table *table)
 		return -ENOMEM;
 	if (sqlite3_prepare_v2(s->to, sql, -1, &s->insert, NULL) != SQLITE_OK)
 		return to_failed(s, table->name);
-	if (!s->up || (table->order && !s->down))
+	ret = prepare_way(s, false, &s->up);
+	if (ret == 0 && table->order)
+		ret = prepare_way(s, true, &s->down);
+	if (ret == 0 && (!s->up || (table->order && !s->down)))
 		s->lost = 1;
-	else
+	else if (ret == 0)
 		ret = table->order ? read_ranges(s) : copy_meta(s);
 	sqlite3_finalize(s->insert);
 	sqlite3_finalize(s->up);
@@ -332,21 +376,23 @@ static int copy_table(struct salvage *s, const struct table *table)
 static int copy_sequence(struct salvage *s)
 {
 	sqlite3_stmt *row = NULL, *set = NULL;
-	int ret = 0;
+	int code, ret = 0;
 
 	if (sqlite3_prepare_v2(s->to, "UPDATE sqlite_sequence SET seq = max(seq, ?2) WHERE name = ?1", -1,
 		    &set, NULL) != SQLITE_OK)
 		return to_failed(s, "ids");
-	if (sqlite3_prepare_v2(s->from, "SELECT name, seq FROM sqlite_sequence WHERE typeof(seq) ="
-		" 'integer' AND seq BETWEEN 0 AND " WFS_FSCK_MAX_SEQUENCE, -1, &row, NULL) != SQLITE_OK)
-		row = NULL;
-	while (row && ret == 0 && sqlite3_step(row) == SQLITE_ROW) {
-		sqlite3_bind_value(set, 1, sqlite3_column_value(row, 0));
-		sqlite3_bind_value(set, 2, sqlite3_column_value(row, 1));
-		if (sqlite3_step(set) != SQLITE_DONE)
+	code = sqlite3_prepare_v2(s->from, "SELECT name, seq FROM sqlite_sequence WHERE typeof(seq) ="
+		" 'integer' AND seq BETWEEN 0 AND " WFS_FSCK_MAX_SEQUENCE, -1, &row, NULL);
+	while (code == SQLITE_OK && ret == 0 && (code = sqlite3_step(row)) == SQLITE_ROW) {
+		code = sqlite3_bind_value(set, 1, sqlite3_column_value(row, 0));
+		if (code == SQLITE_OK)
+			code = sqlite3_bind_value(set, 2, sqlite3_column_value(row, 1));
+		if (code != SQLITE_OK || sqlite3_step(set) != SQLITE_DONE)
 			ret = to_failed(s, "ids");
 		sqlite3_reset(set);
 	}
+	if (ret == 0 && code != SQLITE_DONE)
+		ret = from_failed(s, code);
 	sqlite3_finalize(set);
 	sqlite3_finalize(row);
 	return ret;
@@ -370,14 +416,18 @@ static int create(struct salvage *s, const char *path)
 	return code == SQLITE_OK ? 0 : to_failed(s, "its schema");
 }
 
-static void open_damaged(struct salvage *s, const char *path)
+static int open_damaged(struct salvage *s, const char *path)
 {
-	/* What fails here fails again at each table, which is where it is told. */
-	if (sqlite3_open_v2(path, &s->from, SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX, NULL) != SQLITE_OK)
-		return;
+	int code = sqlite3_open_v2(path, &s->from, SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX |
+		SQLITE_OPEN_EXRESCODE, NULL);
+
+	if (code != SQLITE_OK)
+		return from_failed(s, code);
 	sqlite3_limit(s->from, SQLITE_LIMIT_LENGTH, LENGTH_LIMIT);
-	sqlite3_exec(s->from, "PRAGMA query_only = ON; PRAGMA trusted_schema = OFF;"
+	code = sqlite3_exec(s->from, "PRAGMA query_only = ON; PRAGMA trusted_schema = OFF;"
 		"PRAGMA mmap_size = 0; PRAGMA cell_size_check = ON", NULL, NULL, NULL);
+	/* What is damaged is so again at each table, which is where it is told. */
+	return code == SQLITE_OK ? 0 : from_failed(s, code);
 }
 
 int wfs_fsck_salvage(struct wfs_fix *fix, const char *from, const char *to)
@@ -386,7 +436,7 @@ int wfs_fsck_salvage(struct wfs_fix *fix, const char *from, const char *to)
 	int ret = create(&s, to);
 
 	if (ret == 0)
-		open_damaged(&s, from);
+		ret = open_damaged(&s, from);
 	for (size_t i = 0; i < WFS_ARRAY_SIZE(tables) && ret == 0; i++)
 		ret = copy_table(&s, &tables[i]);
 	if (ret == 0)
