@@ -337,7 +337,7 @@ static int collect_some(struct wfs_store *s, struct work *work, uint64_t *after)
 	int ret = list_work(s, *after, work, &n);
 
 	/* What died with damage in it may be another's bytes soon. */
-	if (ret == 0 && n > 0 && wfs_damage_is_any(s))
+	if (ret == 0 && ((n > 0 && wfs_damage_is_any(s)) || atomic_load(&s->damage_stale)))
 		ret = wfs_damage_load(s);
 	if (ret || n == 0)
 		return ret;

@@ -96,6 +96,7 @@ int wfs_damage_load(struct wfs_store *s)
 	if (ret == 0)
 		ret = wfs_db_end(&s->db, read_ranges(s, &r));
 	free(r.list);
+	atomic_store(&s->damage_stale, ret != 0);
 	return ret;
 }
 
@@ -205,6 +206,9 @@ int wfs_damage_set(struct wfs_store *s, const struct wfs_damage *list, size_t n,
 	for (size_t i = 0; i < n && ret == 0; i++)
 		if (list[i].reason == WFS_DAMAGE_NONE)
 			wfs_datafiles_clear_bad(&s->datafiles, list[i].data_file, list[i].offset);
+	/* What was committed before, and then could not be read, is not in effect yet. */
+	if (ret == 0 && *ret_n == 0 && atomic_load(&s->damage_stale))
+		ret = wfs_damage_load(s);
 	if (ret == 0 && *ret_n > 0) {
 		atomic_store(&s->settle_wanted, true);
 		atomic_store(&s->collect_wanted, true);

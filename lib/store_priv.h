@@ -57,6 +57,7 @@ struct wfs_store {
 	pthread_mutex_t put_locks[WFS_PUT_LOCKS]; /* by directory: nothing is put there, see docs/locking.md */
 
 	_Atomic uint64_t damaged; /* objects with a mark: lib/damage.h */
+	atomic_bool damage_stale; /* marks could not be read since they were changed: what is in memory is older */
 
 	pthread_mutex_t quota_lock; /* held by the one thread that counts blocks; db.lock is below it */
 	_Atomic uint64_t quota_used; /* bytes of disk blocks, about; lib/quota.h */

@@ -30,6 +30,12 @@ void wfs_verify_reader_release(struct wfs_verify_reader *r)
 	free(r->buf);
 }
 
+static void give_up(struct wfs_verify_reader *r, int err)
+{
+	close(r->fd);
+	r->fd = err;
+}
+
 static void open_file(struct wfs_verify_reader *r, uint64_t file)
 {
 	char path[WFS_DATAFILE_PATH_SIZE];
@@ -50,10 +56,10 @@ static void open_file(struct wfs_verify_reader *r, uint64_t file)
 	}
 	if (r->fd < 0)
 		r->fd = -errno;
-	else if (fstat(r->fd, &st) != 0 || !S_ISREG(st.st_mode)) {
-		close(r->fd);
-		r->fd = -ENOENT;
-	}
+	else if (fstat(r->fd, &st) != 0)
+		give_up(r, -errno);
+	else if (!S_ISREG(st.st_mode))
+		give_up(r, -ENOENT);
 }
 
 /* The disk may refuse O_DIRECT only when it is read. */
@@ -134,6 +140,7 @@ static int fill(struct wfs_verify_reader *r, uint64_t at)
 	}
 }
 
+/* What the disk says of these bytes is damage; that it could not be asked is none. */
 static int failure_of(int err)
 {
 	if (err == -ENOENT || err == -ELOOP)
@@ -164,7 +171,7 @@ int wfs_verify_digest(struct wfs_verify_reader *r, uint64_t file, uint64_t offse
 
 		found = fill(r, offset);
 		if (found <= 0)
-			return found < 0 ? WFS_DAMAGE_ERROR : WFS_DAMAGE_MISSING;
+			return found < 0 ? failure_of(found) : WFS_DAMAGE_MISSING;
 		part = WFS_MIN(end - offset, r->at + r->len - offset);
 		found = r->before ? r->before(r->ctx, part) : 0;
 		if (found)
