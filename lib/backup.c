@@ -8,6 +8,7 @@
 
 #include "lib/array.h"
 #include "lib/backup_priv.h"
+#include "lib/backup_target.h"
 #include "lib/format.h"
 #include "lib/hold.h"
 #include "lib/reserve.h"
@@ -18,14 +19,8 @@
 
 int wfs_backup_sql_error(struct wfs_backup *b, sqlite3 *handle, int code)
 {
-	int ret = -EIO;
+	int ret = wfs_backup_errno(code);
 
-	if ((code & 0xff) == SQLITE_FULL)
-		ret = -ENOSPC;
-	else if ((code & 0xff) == SQLITE_NOMEM)
-		ret = -ENOMEM;
-	else if ((code & 0xff) == SQLITE_CORRUPT)
-		ret = -EUCLEAN;
 	return wfs_err_set(b->err, ret, ret == -ENOSPC ? "no-space" : "io", WFS_NO_OFFSET,
 		"a database of the backup: %s", handle ? sqlite3_errmsg(handle) : sqlite3_errstr(code));
 }

@@ -193,8 +193,9 @@ static int is_had(struct dir *d, const struct wfs_backup_file *f)
 	name_incoming(f->id, "", name);
 	if (f->ino)
 		return 0;
-	if (wfs_backup_target_has(&d->t, name))
-		return 1; /* sweep() left what is as the snapshot says */
+	ret = wfs_backup_target_find(&d->t, name);
+	if (ret)
+		return ret < 0 ? io_error(d, ret, name) : 1; /* sweep() left what is as the snapshot says */
 	if (!d->has_old || !has_file(d, f->id, &st))
 		return 0;
 	ret = wfs_backup_is_in(&d->b, "old", f->id);
@@ -234,9 +235,11 @@ static int attach(struct dir *d, const char *name, const char *schema)
 
 static int sweep(struct dir *d)
 {
-	int ret;
+	int ret = wfs_backup_target_find(&d->t, WFS_BACKUP_NEW);
 
-	if (!wfs_backup_target_has(&d->t, WFS_BACKUP_NEW))
+	if (ret < 0)
+		return io_error(d, ret, WFS_BACKUP_NEW);
+	if (ret == 0)
 		return wfs_backup_target_clear(&d->t, WFS_BACKUP_INCOMING, d->b.err);
 	ret = attach(d, WFS_BACKUP_NEW, "prev");
 	if (ret == 0)
@@ -310,6 +313,13 @@ static int run_rounds(struct dir *d)
 
 /* ---- the end ---- */
 
+static int sync_if_there(struct dir *d, const char *name)
+{
+	int ret = wfs_backup_target_sync(&d->t, name);
+
+	return ret == -ENOENT ? 0 : ret;
+}
+
 static int sync_incoming(struct dir *d)
 {
 	char name[PATH_SIZE];
@@ -317,11 +327,10 @@ static int sync_incoming(struct dir *d)
 
 	for (unsigned xx = 0; xx < 256 && ret == 0; xx++) {
 		snprintf(name, sizeof(name), WFS_BACKUP_INCOMING "/%02x", xx);
-		if (wfs_backup_target_has(&d->t, name))
-			ret = wfs_backup_target_sync(&d->t, name);
+		ret = sync_if_there(d, name);
 	}
-	if (ret == 0 && wfs_backup_target_has(&d->t, WFS_BACKUP_INCOMING))
-		ret = wfs_backup_target_sync(&d->t, WFS_BACKUP_INCOMING);
+	if (ret == 0)
+		ret = sync_if_there(d, WFS_BACKUP_INCOMING);
 	return ret ? ret : wfs_backup_target_sync(&d->t, ".");
 }
 
@@ -404,14 +413,13 @@ static int look_at_old(struct dir *d)
 {
 	const struct wfs_store_options options = { .mode = WFS_STORE_READ };
 	struct wfs_store *old;
-	int ret;
+	int ret = wfs_backup_target_find(&d->t, WFS_BACKUP_DB);
 
-	if (!wfs_backup_target_has(&d->t, WFS_BACKUP_DB)) {
-		if (wfs_backup_target_has(&d->t, "data") && !wfs_backup_target_has(&d->t, WFS_BACKUP_NEXT))
-			return wfs_err_set(d->b.err, -EEXIST, "not-a-backup", WFS_NO_OFFSET,
-				"%s has data files, but no weightfs.db: it is no backup", d->t.path);
-		return 0;
-	}
+	if (ret == 0 && (ret = wfs_backup_target_find(&d->t, "data")) > 0)
+		return wfs_err_set(d->b.err, -EEXIST, "not-a-backup", WFS_NO_OFFSET,
+			"%s has data files, but no weightfs.db: it is no backup", d->t.path);
+	else if (ret <= 0)
+		return ret ? io_error(d, ret, WFS_BACKUP_DB) : 0;
 	ret = wfs_store_open(d->t.path, &options, &old, d->b.err);
 	if (ret)
 		return ret;
@@ -428,8 +436,10 @@ static int run(struct dir *d, const char *path)
 
 	if (ret == 0)
 		ret = check_apart(d);
-	if (ret == 0 && wfs_backup_target_has(&d->t, WFS_BACKUP_NEXT))
+	if (ret == 0 && (ret = wfs_backup_target_find(&d->t, WFS_BACKUP_NEXT)) > 0)
 		ret = wfs_backup_target_complete(&d->t, &removed, d->b.err);
+	else if (ret < 0)
+		wfs_err_errno(d->b.err, ret, "%s/" WFS_BACKUP_NEXT, path);
 	if (ret == 0)
 		ret = look_at_old(d);
 	if (ret == 0)
@@ -465,9 +475,11 @@ int wfs_backup_finish(const char *dir, struct wfs_err *err)
 	uint64_t removed = 0;
 	int ret = wfs_backup_target_open(&t, dir, false, err);
 
-	if (ret == 0 && wfs_backup_target_has(&t, WFS_BACKUP_NEXT)) {
+	if (ret == 0 && (ret = wfs_backup_target_find(&t, WFS_BACKUP_NEXT)) > 0) {
 		ret = wfs_backup_target_complete(&t, &removed, err);
 		ret = ret ? ret : 1;
+	} else if (ret < 0) {
+		wfs_err_errno(err, ret, "%s/" WFS_BACKUP_NEXT, dir);
 	}
 	wfs_backup_target_close(&t);
 	return ret;

@@ -13,6 +13,21 @@
 #include "lib/format.h"
 #include "lib/listdir.h"
 
+int wfs_backup_errno(int code)
+{
+	switch (code & 0xff) {
+	case SQLITE_FULL:
+		return -ENOSPC;
+	case SQLITE_NOMEM:
+		return -ENOMEM;
+	case SQLITE_CORRUPT:
+	case SQLITE_NOTADB:
+		return -EUCLEAN;
+	default:
+		return -EIO;
+	}
+}
+
 /* ---- the directory ---- */
 
 static int lock_target(struct wfs_backup_target *t, struct wfs_err *err)
@@ -99,11 +114,13 @@ char *wfs_backup_target_path(const struct wfs_backup_target *t, const char *name
 	return wfs_format("%s/%s", t->path, name);
 }
 
-bool wfs_backup_target_has(const struct wfs_backup_target *t, const char *name)
+int wfs_backup_target_find(const struct wfs_backup_target *t, const char *name)
 {
 	struct stat st;
 
-	return fstatat(t->dir_fd, name, &st, AT_SYMLINK_NOFOLLOW) == 0;
+	if (fstatat(t->dir_fd, name, &st, AT_SYMLINK_NOFOLLOW) == 0)
+		return 1;
+	return errno == ENOENT ? 0 : -errno;
 }
 
 int wfs_backup_target_sync(const struct wfs_backup_target *t, const char *name)
@@ -168,9 +185,14 @@ static int remove_directories(const struct wfs_backup_target *t, const char *top
 	char name[40];
 
 	for (unsigned xx = 0; xx < 256; xx++) {
+		int found;
+
 		snprintf(name, sizeof(name), "%s/%02x", top, xx);
-		if (wfs_backup_target_has(t, name))
-			unlinkat(t->dir_fd, name, AT_REMOVEDIR);
+		found = wfs_backup_target_find(t, name);
+		if (found < 0)
+			return found;
+		if (found > 0 && unlinkat(t->dir_fd, name, AT_REMOVEDIR) != 0)
+			return -errno;
 	}
 	return unlinkat(t->dir_fd, top, AT_REMOVEDIR) != 0 && errno != ENOENT ? -errno : 0;
 }
@@ -205,7 +227,7 @@ static int has_row(struct move *m, const char *name)
 	sqlite3_bind_int64(m->has_row, 1, (int64_t)strtoull(name, NULL, 16));
 	code = sqlite3_step(m->has_row);
 	if (code != SQLITE_ROW && code != SQLITE_DONE)
-		return -EIO;
+		return wfs_backup_errno(code);
 	return code == SQLITE_ROW;
 }
 
@@ -247,14 +269,15 @@ static int open_next(const struct wfs_backup_target *t, sqlite3 **ret, sqlite3_s
 {
 	WFS_AUTO_FREE char *path = wfs_backup_target_path(t, WFS_BACKUP_NEXT);
 	WFS_AUTO_FREE char *uri = path ? wfs_db_immutable_uri(path) : NULL;
+	int code;
 
 	if (!uri)
 		return -ENOMEM;
-	if (sqlite3_open_v2(uri, ret, SQLITE_OPEN_READONLY | SQLITE_OPEN_URI, NULL) != SQLITE_OK ||
-		sqlite3_prepare_v2(*ret, "SELECT 1 FROM data_file WHERE id = ?1", -1, ret_has_row,
-			NULL) != SQLITE_OK)
-		return -EUCLEAN;
-	return 0;
+	code = sqlite3_open_v2(uri, ret, SQLITE_OPEN_READONLY | SQLITE_OPEN_URI, NULL);
+	if (code == SQLITE_OK)
+		code = sqlite3_prepare_v2(*ret, "SELECT 1 FROM data_file WHERE id = ?1", -1, ret_has_row,
+			NULL);
+	return code == SQLITE_OK ? 0 : wfs_backup_errno(code);
 }
 
 static int move_files(const struct wfs_backup_target *t, uint64_t *ret_removed, struct wfs_err *err)

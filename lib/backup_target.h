@@ -20,6 +20,9 @@ struct wfs_backup_target {
 	int dir_fd, lock_fd;
 };
 
+/* What SQLite says of a database of the backup, as -errno; -EUCLEAN: it is damaged. */
+int wfs_backup_errno(int code);
+
 /* Make (with `create`), open and lock the directory. wfs_backup_target_close in any case. */
 int wfs_backup_target_open(struct wfs_backup_target *t, const char *path, bool create,
 	struct wfs_err *err);
@@ -27,7 +30,8 @@ void wfs_backup_target_close(struct wfs_backup_target *t);
 
 /* PATH/NAME; the caller frees. NULL: out of memory. */
 char *wfs_backup_target_path(const struct wfs_backup_target *t, const char *name);
-bool wfs_backup_target_has(const struct wfs_backup_target *t, const char *name);
+/* Is there something of this name? 1, 0 or -errno. */
+int wfs_backup_target_find(const struct wfs_backup_target *t, const char *name);
 /* fsync of a directory in it; of itself for ".". 0 or -errno. */
 int wfs_backup_target_sync(const struct wfs_backup_target *t, const char *name);
 /* A name that is missing is success. */
