@@ -113,8 +113,10 @@ int wfs_gate_judge(struct wfs_file *f, enum wfs_verdict *ret, struct wfs_err *er
 	e = judge(f, &v, &why);
 	if (!e)
 		e = record(f, &v);
-	if (e)
+	if (e) {
+		atomic_store(&f->unjudged, true);
 		return e;
+	}
 	if (v.verdict >= WFS_VERDICT_INCOMPLETE)
 		wfs_err_set(err, 0, v.reason, why.offset, "%s", v.detail);
 	*ret = v.verdict;
