@@ -288,7 +288,7 @@ $(BUILD)/tests/test_listdir: private WRAP := -Wl,--wrap=fdopendir,--wrap=readdir
 # Allocations of lib/ are caught by the linker, system calls by standing before the C library.
 $(BUILD)/tests/test_faults: $(call obj,$(FAULT_SRC) $(UNIT_SUPPORT)) $(LIB)
 	$(call say,LD,$@)mkdir -p $(@D) && $(LINK) -o $@ $^ $(addprefix -Wl$(comma)--wrap=,malloc calloc realloc \
-		reallocarray free strdup strndup realpath asprintf vasprintf __asprintf_chk __vasprintf_chk \
+		reallocarray aligned_alloc free strdup strndup realpath asprintf vasprintf __asprintf_chk __vasprintf_chk \
 		fopen64) -lcmocka $(PKG_LIBS)
 
 $(FAULT_LIB): tests/faults/fault.c tests/faults/fault.h $(BUILD)/flags

@@ -34,6 +34,7 @@
 
 static struct fault_plan own_plan;
 static struct fault_plan *plan = &own_plan;
+static _Atomic uint64_t calls_of[32]; /* by kind */
 
 /* For a person: who made the call that fails? */
 static void show_place(void)
@@ -53,6 +54,7 @@ static bool fails(enum fault_kind kind)
 
 	if (!(atomic_load(&plan->kinds) & kind))
 		return false;
+	atomic_fetch_add(&calls_of[__builtin_ctz(kind)], 1);
 	call = atomic_fetch_add(&plan->calls, 1) + 1;
 	if (plan->n == 0 || call < plan->n || (call > plan->n && !plan->forever))
 		return false;
@@ -134,12 +136,16 @@ static void settle(int fd, bool lose)
 	pthread_mutex_lock(&undo_lock);
 	while (*p) {
 		struct undo *u = *p;
+		size_t len = u->len;
 
 		if (u->dev != st.st_dev || u->ino != st.st_ino) {
 			p = &u->before;
 			continue;
 		}
-		if (out >= 0 && NEXT(pwrite64)(out, u->bytes, u->len, u->offset) < 0)
+		/* What was cut off since does not come back. */
+		if (u->offset < st.st_size && (off64_t)len > st.st_size - u->offset)
+			len = (size_t)(st.st_size - u->offset);
+		if (out >= 0 && u->offset < st.st_size && NEXT(pwrite64)(out, u->bytes, len, u->offset) < 0)
 			abort();
 		*p = u->before;
 		munmap(u, sizeof(*u) + u->len);
@@ -158,6 +164,8 @@ void fault_arm(const struct fault_plan *wanted)
 	own_plan.forever = wanted->forever;
 	own_plan.loses = wanted->loses;
 	own_plan.halves = wanted->halves;
+	for (unsigned i = 0; i < 32; i++)
+		atomic_store(&calls_of[i], 0);
 	atomic_store(&own_plan.calls, 0);
 	atomic_store(&own_plan.hits, 0);
 	atomic_store(&own_plan.kinds, wanted->kinds);
@@ -186,9 +194,14 @@ uint64_t fault_hits(void)
 	return atomic_load(&own_plan.hits);
 }
 
-uint64_t fault_calls(void)
+uint64_t fault_calls_of(uint32_t kinds)
 {
-	return atomic_load(&own_plan.calls);
+	uint64_t sum = 0;
+
+	for (unsigned i = 0; i < 32; i++)
+		if (kinds >> i & 1)
+			sum += atomic_load(&calls_of[i]);
+	return sum;
 }
 
 /* ---- writing ---- */
@@ -503,6 +516,7 @@ long fault_live_allocations(void)
 void *__real_malloc(size_t len);
 void *__real_calloc(size_t n, size_t len);
 void *__real_realloc(void *p, size_t len);
+void *__real_aligned_alloc(size_t align, size_t len);
 void __real_free(void *p);
 char *__real_strdup(const char *s);
 char *__real_strndup(const char *s, size_t n);
@@ -544,6 +558,11 @@ void *__wrap_reallocarray(void *p, size_t n, size_t len)
 	if (__builtin_mul_overflow(n, len, &all))
 		return NULL;
 	return __wrap_realloc(p, all);
+}
+
+void *__wrap_aligned_alloc(size_t align, size_t len)
+{
+	return fails(FAULT_ALLOC) ? NULL : count(__real_aligned_alloc(align, len));
 }
 
 void __wrap_free(void *p)

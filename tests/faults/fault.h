@@ -22,6 +22,7 @@ enum fault_kind {
 	FAULT_NAME = 1 << 4,  /* open, mkdir, link, rename, unlink */
 	FAULT_LOOK = 1 << 5,  /* stat, statfs, fcntl, flock, ioctl, utimensat */
 	FAULT_MAP = 1 << 6,   /* mmap, mremap */
+	FAULT_ALL = (1 << 7) - 1,
 };
 
 struct fault_plan {
@@ -44,7 +45,8 @@ uint64_t fault_disarm(void);
 void fault_pause(void);
 void fault_resume(void);
 uint64_t fault_hits(void);
-uint64_t fault_calls(void);
+/* Since the plan was made: calls of these kinds, as far as they are in the plan. */
+uint64_t fault_calls_of(uint32_t kinds);
 
 /* Allocations of lib/ that were not freed yet. */
 long fault_live_allocations(void);

@@ -5,13 +5,13 @@
  *
  *   WEIGHTFS_FAULTS       how many faults are tried, drawn at random (default 300), or "all"
  *   WEIGHTFS_FAULT_SEED   of the draw (default: 1)
- *   WEIGHTFS_FAULT_ONLY   "SCENARIO/KIND", or a part of it: only these, and every n of them
+ *   WEIGHTFS_FAULT_ONLY   "SCENARIO/KIND", or a part of it: only these, and every n of them; with a number
+ *                         in WEIGHTFS_FAULTS so many of each kind
  *   WEIGHTFS_FAULT_N      with it: only this n
  */
 #include <errno.h>
 #include <execinfo.h>
 #include <fcntl.h>
-#include <ftw.h>
 #include <inttypes.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -24,10 +24,9 @@
 #include <unistd.h>
 
 #include <cmocka.h>
-#include <sqlite3.h>
 
 #include "tests/faults/fault.h"
-#include "tests/faults/world.h"
+#include "tests/faults/scenario.h"
 #include "tests/unit/support.h"
 
 #ifdef WFS_COVERAGE
@@ -37,240 +36,7 @@ void __gcov_dump(void);
 #define DEFAULT_FAULTS 300
 #define HANG_SECONDS 60
 #define MOST_SHOWN 40
-
-/* ---- scenarios ---- */
-
-struct scenario {
-	const char *name;
-	void (*set_up)(struct world *w); /* without faults; NULL: there is no store yet */
-	bool crashes;                    /* the set-up ends without closing the store */
-	bool opens;                      /* opening it is a part of it */
-	void (*run)(struct world *w);
-};
-
-static void run_make(struct world *w)
-{
-	world_open(w);
-	world_put(w, "empty", EMPTY);
-	world_put(w, "small", SMALL);
-	world_put(w, "big", BIG);
-	world_close(w);
-}
-
-static void set_up_dirty(struct world *w)
-{
-	world_put(w, "small", SMALL);
-	world_put(w, "small-2", SMALL_2);
-	world_put(w, "small-3", SMALL);
-	world_put(w, "empty", EMPTY);
-	world_put(w, "big", BIG);
-	world_put(w, "a.safetensors", SHARD);
-}
-
-static void run_seal(struct world *w)
-{
-	world_seal_small(w);
-	world_seal(w, "big");
-	world_seal(w, "a.safetensors");
-	world_seal(w, "small");
-	world_collect(w);
-}
-
-static void set_up_twins(struct world *w)
-{
-	world_put(w, "a.safetensors", SHARD);
-	world_put(w, "big", BIG);
-	world_seal(w, "a.safetensors");
-	world_seal(w, "big");
-	world_collect(w);
-	world_put(w, "b.safetensors", SHARD_2);
-	world_put(w, "c.safetensors", SHARD);
-	world_put(w, "big-2", BIG);
-	world_put(w, "small", SMALL);
-	world_put(w, "small-2", SMALL);
-}
-
-static void run_duplicates(struct world *w)
-{
-	world_seal(w, "b.safetensors");
-	world_seal(w, "c.safetensors");
-	world_seal(w, "big-2");
-	world_seal_small(w);
-	world_collect(w);
-	world_unlink(w, "a.safetensors");
-	world_collect(w);
-}
-
-static void set_up_sealed(struct world *w)
-{
-	set_up_twins(w);
-	run_duplicates(w);
-	world_clone(w, "big", "clone");
-	world_put(w, "alone", BIG_PATCHED);
-	world_seal(w, "alone");
-}
-
-static void run_unseal(struct world *w)
-{
-	world_write(w, "alone", BIG);           /* in place */
-	world_write(w, "clone", BIG_PATCHED);   /* by a copy */
-	world_write(w, "c.safetensors", SHARD_PATCHED);
-	world_truncate(w, "big-2", BIG_CUT);
-	world_truncate(w, "small", EMPTY);
-	world_seal(w, "alone");
-	world_seal(w, "c.safetensors");
-	world_seal_small(w);
-	world_collect(w);
-}
-
-static void run_names(struct world *w)
-{
-	world_clone(w, "big", "copy");
-	world_clone(w, "small", "small-copy");
-	world_put(w, ".tmp", SMALL_2);
-	world_rename(w, ".tmp", "small");
-	world_put(w, ".tmp", SHARD);
-	world_rename(w, ".tmp", "b.safetensors");
-	world_link(w, "big", "link");
-	world_unlink(w, "big");
-	world_attributes(w, "clone");
-	world_directory(w);
-	world_unlink(w, "clone");
-	world_unlink(w, "link");
-	world_collect(w);
-}
-
-static void run_sync(struct world *w)
-{
-	world_put(w, "new", BIG);
-	world_sync(w, "new");
-	world_put(w, ".tmp", SMALL_2);
-	world_rename(w, ".tmp", "small");
-	world_sync(w, "big");
-	world_sync(w, "new");
-	world_checkpoint(w);
-	world_write(w, "new", BIG_PATCHED);
-	world_sync(w, "new");
-	world_sync(w, "new");
-	world_seal(w, "new");
-	world_seal(w, "new");
-	world_sync_all(w);
-	world_tidy(w);
-	world_put(w, "last", SMALL);
-	world_sync(w, "last");
-}
-
-static void set_up_left(struct world *w)
-{
-	set_up_sealed(w);
-	world_put(w, "dirty", BIG);
-	world_put(w, "d.safetensors", SHARD_PATCHED);
-	world_write(w, "alone", BIG);
-	world_unlink(w, "clone");
-}
-
-static void run_recover(struct world *w)
-{
-	world_open(w);
-	world_seal(w, "dirty");
-	world_seal_small(w);
-	world_collect(w);
-	world_close(w);
-}
-
-static void exec(sqlite3 *db, const char *sql)
-{
-	if (sqlite3_exec(db, sql, NULL, NULL, NULL) != SQLITE_OK)
-		fail_msg("%s: %s", sql, sqlite3_errmsg(db));
-}
-
-/* A store of format 1 with an empty file in it. */
-static void set_up_version_1(struct world *w)
-{
-	WFS_AUTO_FREE char *file = wfs_test_path(w->path, "weightfs.db");
-	WFS_AUTO_FREE char *schema;
-	sqlite3 *db;
-	size_t len;
-
-	world_put(w, "empty", EMPTY);
-	world_seal(w, "empty");
-	world_close(w);
-	unlink(file);
-	schema = wfs_test_read("tests/unit/schema-1.sql", &len);
-	schema[len] = '\0';
-	assert_int_equal(sqlite3_open(file, &db), SQLITE_OK);
-	exec(db, "PRAGMA auto_vacuum = INCREMENTAL");
-	exec(db, schema);
-	exec(db, "PRAGMA application_id = 0x57744653; PRAGMA user_version = 1;"
-		"INSERT INTO meta VALUES ('clean', 1), ('created_ns', 1);"
-		"INSERT INTO inode (ino, mode, uid, gid, nlink, atime_ns, mtime_ns, ctime_ns, btime_ns) "
-		"VALUES (1, 16877, 0, 0, 2, 1, 1, 1, 1), (2, 33188, 0, 0, 1, 1, 1, 1, 1);"
-		"INSERT INTO dirent (parent, name, ino) VALUES (1, CAST('empty' AS BLOB), 2)");
-	sqlite3_close(db);
-}
-
-static void run_migrate(struct world *w)
-{
-	world_open(w);
-	world_put(w, "big", BIG);
-	world_seal(w, "big");
-	world_close(w);
-}
-
-static void set_up_model(struct world *w)
-{
-	world_mkdir_model(w);
-	world_put_tensor(w, "a", 21);
-	world_put_tensor(w, "b", 22);
-	world_settle(w);
-}
-
-static void run_tensors(struct world *w)
-{
-	world_put_tensor(w, "c", 23);
-	world_put_tensor(w, "d", 24);
-	world_settle(w);
-	world_put_tensor(w, "a", 25);
-	world_remove_tensor(w, "b");
-	world_settle(w);
-	world_collect(w);
-}
-
-static void set_up_composed(struct world *w)
-{
-	set_up_twins(w);
-	world_seal(w, "b.safetensors");
-	world_seal(w, "c.safetensors");
-	world_collect(w);
-}
-
-static void run_repack(struct world *w)
-{
-	world_repack(w, "b.safetensors");
-	world_collect(w);
-	world_unlink(w, "a.safetensors");
-	world_collect(w);
-}
-
-static void run_fsck(struct world *w)
-{
-	world_fsck(w);
-}
-
-static const struct scenario scenarios[] = {
-	{ "make", NULL, false, true, run_make },
-	{ "seal", set_up_dirty, false, false, run_seal },
-	{ "duplicates", set_up_twins, false, false, run_duplicates },
-	{ "unseal", set_up_sealed, false, false, run_unseal },
-	{ "names", set_up_sealed, false, false, run_names },
-	{ "sync", set_up_sealed, false, false, run_sync },
-	{ "recover", set_up_left, true, true, run_recover },
-	{ "migrate", set_up_version_1, false, true, run_migrate },
-	{ "tensors", set_up_model, false, false, run_tensors },
-	{ "repack", set_up_composed, false, false, run_repack },
-	{ "look", set_up_left, false, false, world_look },
-	{ "fsck", set_up_sealed, false, true, run_fsck },
-};
+#define MOST_SCENARIOS 64
 
 /* ---- what fails ---- */
 
@@ -293,6 +59,9 @@ static const struct way {
 	{ "map", FAULT_MAP, ENOMEM, false, false },
 };
 
+/* Calls are only counted. */
+static const struct way nothing = { "nothing", FAULT_ALL, 0, false, false };
+
 /* One run of one scenario. */
 struct trial {
 	const struct scenario *scenario;
@@ -305,14 +74,18 @@ struct trial {
 /* In memory that all processes share. */
 struct shared {
 	struct model before; /* after the set-up */
+	struct model saved_before, saved; /* what a backup has: that of the set-up, and now */
 	struct model model;
-	uint64_t calls, hits; /* of the run */
+	uint64_t hits;       /* of the run */
+	uint64_t calls[WFS_ARRAY_SIZE(ways)]; /* of a run without a fault */
 };
 
 struct sweep {
 	char *dir;
-	char *template; /* the store after the set-up */
-	char *path;     /* the store of a run */
+	char *template; /* a directory with the store after the set-up, and what lies beside it */
+	char *path;     /* its copy for a run */
+	struct scenario scenarios[MOST_SCENARIOS];
+	size_t n_scenarios, pairs; /* pairs: of scenarios and ways that have had their draws */
 	struct shared *shared;
 	uint64_t tried, faults; /* runs; runs that a fault has hit */
 	unsigned failures;
@@ -395,9 +168,19 @@ static void check_base(struct world *w, const struct base *base)
 		world_fail(w, "%ld allocations were not freed", have.allocations - base->allocations);
 }
 
+static struct world make_world(struct sweep *sw, const struct trial *t, const char *dir)
+{
+	struct world w = { .m = &sw->shared->model, .saved = &sw->shared->saved,
+		.max_size = t->scenario->max_size };
+
+	world_format(w.path, "%s/store", dir);
+	world_format(w.side, "%s/side", dir);
+	return w;
+}
+
 static void set_up(struct sweep *sw, const struct trial *t)
 {
-	struct world w = { .path = sw->template, .m = &sw->shared->model };
+	struct world w = make_world(sw, t, sw->template);
 
 	if (world_open(&w) == 0)
 		t->scenario->set_up(&w);
@@ -405,14 +188,44 @@ static void set_up(struct sweep *sw, const struct trial *t)
 		world_close(&w);
 }
 
+/* Without faults: the store is to be as it must, and has to work. */
+static void check(const struct trial *t, struct world *w)
+{
+	if (t->scenario->mend)
+		t->scenario->mend(w);
+	world_check(w);
+	world_finish(w);
+}
+
+static void settle(const struct trial *t, struct world *w)
+{
+	uint64_t hits = w->m->hits;
+
+	w->m->hits = 0;
+	if (t->scenario->settle && !w->m->failed)
+		t->scenario->settle(w);
+	w->m->hits = hits;
+}
+
+static void note_run(struct sweep *sw, struct world *w)
+{
+	w->m->hits = fault_disarm();
+	sw->shared->hits = w->m->hits;
+	for (size_t i = 0; w->m->hits == 0 && i < WFS_ARRAY_SIZE(ways); i++)
+		sw->shared->calls[i] = fault_calls_of(ways[i].kinds);
+}
+
 /* The scenario, with its fault; then everything without. */
 static void run(struct sweep *sw, const struct trial *t)
 {
-	struct world w = { .path = sw->path, .m = &sw->shared->model };
+	struct world w = make_world(sw, t, sw->path);
 	struct fault_plan plan = { .kinds = t->way->kinds, .error = (uint32_t)t->way->error, .n = t->n,
 		.forever = t->forever, .loses = t->way->loses, .halves = t->way->halves };
-	struct base base = take_base();
+	struct base base;
 
+	if (t->scenario->boot_id)
+		setenv("WEIGHTFS_BOOT_ID", t->scenario->boot_id, 1);
+	base = take_base();
 	if (!t->scenario->opens)
 		world_open(&w);
 	w.m->error = t->way->error;
@@ -421,9 +234,7 @@ static void run(struct sweep *sw, const struct trial *t)
 	w.m->reads = t->way->kinds == FAULT_READ;
 	fault_arm(&plan);
 	t->scenario->run(&w);
-	w.m->hits = fault_disarm();
-	sw->shared->calls = fault_calls();
-	sw->shared->hits = w.m->hits;
+	note_run(sw, &w);
 	if (w.m->failed)
 		return;
 	if (t->scenario->opens && !t->crashes)
@@ -431,10 +242,12 @@ static void run(struct sweep *sw, const struct trial *t)
 	if (!w.store && !t->crashes)
 		check_base(&w, &base);
 	if (t->crashes) {
-		if (w.store && !t->way->loses)
+		if (w.store && !t->way->loses && !t->scenario->mend)
 			world_check(&w);
 		return;
 	}
+	if (!w.store)
+		settle(t, &w);
 	if (world_open(&w) != 0)
 		return;
 	/* A sync that failed may have made the store read-only: then not all that comes can work. */
@@ -443,8 +256,7 @@ static void run(struct sweep *sw, const struct trial *t)
 		check_base(&w, &base);
 		return;
 	}
-	world_check(&w);
-	world_finish(&w);
+	check(t, &w);
 	w.m->hits = 0;
 	fault_arm(&(struct fault_plan){ .kinds = 0 });
 	world_put(&w, "after", SHARD_2);
@@ -457,54 +269,22 @@ static void run(struct sweep *sw, const struct trial *t)
 /* The store as another process finds it. */
 static void look(struct sweep *sw, const struct trial *t)
 {
-	struct world w = { .path = sw->path, .m = &sw->shared->model };
-	struct base base = take_base();
+	struct world w = make_world(sw, t, sw->path);
+	struct base base;
 
-	(void)t;
+	if (t->scenario->boot_id)
+		setenv("WEIGHTFS_BOOT_ID", t->scenario->boot_id, 1);
+	base = take_base();
 	fault_arm(&(struct fault_plan){ .kinds = 0 });
 	w.m->hits = 0;
+	settle(t, &w);
 	if (world_open(&w) != 0)
 		return;
-	world_check(&w);
-	world_finish(&w);
+	check(t, &w);
 	world_check(&w);
 	world_close(&w);
 	check_base(&w, &base);
 	world_check_clean(&w);
-}
-
-/* ---- copying a store ---- */
-
-static const char *copy_from, *copy_to;
-
-static int copy_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
-{
-	WFS_AUTO_FREE char *to = NULL, *bytes = NULL;
-	size_t len;
-
-	(void)ftw;
-	if (asprintf(&to, "%s%s", copy_to, path + strlen(copy_from)) < 0)
-		abort();
-	if (type == FTW_D)
-		return mkdir(to, st->st_mode & 0777);
-	/* What SQLite shares between processes dies with them. */
-	if (strlen(path) > 4 && strcmp(path + strlen(path) - 4, "-shm") == 0)
-		return 0;
-	bytes = wfs_test_read(path, &len);
-	wfs_test_write(to, bytes, len);
-	return 0;
-}
-
-static void copy_store(const char *from, const char *to)
-{
-	struct stat st;
-
-	if (stat(to, &st) == 0)
-		wfs_test_rmdir(to);
-	copy_from = from;
-	copy_to = to;
-	if (stat(from, &st) == 0 && nftw(from, copy_one, 16, FTW_PHYS) != 0)
-		fail_msg("%s cannot be copied", from);
 }
 
 /* ---- one trial ---- */
@@ -524,9 +304,10 @@ static bool try(struct sweep *sw, const struct trial *t)
 	bool hit;
 
 	*m = sw->shared->before;
+	sw->shared->saved = sw->shared->saved_before;
 	m->loses = t->way->loses;
 	sw->shared->hits = 0;
-	copy_store(sw->template, sw->path);
+	world_copy_tree(sw->template, sw->path);
 	in_process(sw, run, t);
 	hit = sw->shared->hits > 0;
 	if (!m->failed)
@@ -540,16 +321,21 @@ static bool try(struct sweep *sw, const struct trial *t)
 
 static void begin_scenario(struct sweep *sw, const struct scenario *s)
 {
-	struct stat st;
+	const struct trial none = { .scenario = s, .way = &nothing };
 
-	if (stat(sw->template, &st) == 0)
+	if (access(sw->template, F_OK) == 0)
 		wfs_test_rmdir(sw->template);
+	if (mkdir(sw->template, 0700) != 0)
+		fail_msg("%s: %s", sw->template, strerror(errno));
 	memset(&sw->shared->model, 0, sizeof(sw->shared->model));
 	if (s->set_up)
-		in_process(sw, set_up, &(struct trial){ .scenario = s });
+		in_process(sw, set_up, &none);
 	if (sw->shared->model.failed)
 		fail_msg("%s: set-up: %s", s->name, sw->shared->model.message);
 	sw->shared->before = sw->shared->model;
+	sw->shared->saved_before = sw->shared->saved;
+	/* How many calls there are that can fail. */
+	try(sw, &none);
 }
 
 /* ---- which of them ---- */
@@ -581,14 +367,12 @@ static void try_all(struct sweep *sw, const struct scenario *s, const struct way
 	}
 }
 
-/* Some of them; more where there are more. */
+/* Some of them. */
 static void try_some(struct sweep *sw, const struct scenario *s, const struct way *way, uint64_t n)
 {
+	uint64_t calls = sw->shared->calls[way - ways];
 	struct trial t = { s, way, 0, false, false };
-	uint64_t calls;
 
-	try(sw, &t);
-	calls = sw->shared->calls;
 	for (uint64_t i = 0; i < n && calls; i++) {
 		t.n = draw(sw, calls) + 1;
 		t.forever = draw(sw, 3) == 0;
@@ -597,20 +381,33 @@ static void try_some(struct sweep *sw, const struct scenario *s, const struct wa
 	}
 }
 
+/* Of all draws those of the next pair: together they are as many as were asked for. */
+static uint64_t share_of(struct sweep *sw, uint64_t draws)
+{
+	uint64_t all = sw->n_scenarios * WFS_ARRAY_SIZE(ways), at = sw->pairs++;
+
+	return draws * (at + 1) / all - draws * at / all;
+}
+
 static void sweep(struct sweep *sw, const struct scenario *s)
 {
 	const char *wanted = getenv("WEIGHTFS_FAULTS");
-	bool all = sw->only || (wanted && strcmp(wanted, "all") == 0);
+	bool all = wanted ? strcmp(wanted, "all") == 0 : sw->only != NULL;
 	uint64_t n = wanted && !all ? strtoull(wanted, NULL, 10) : DEFAULT_FAULTS;
+	bool begun = false;
 
-	begin_scenario(sw, s);
 	for (size_t i = 0; i < WFS_ARRAY_SIZE(ways); i++) {
+		uint64_t draws = sw->only ? n : share_of(sw, n);
+
 		if (!is_wanted(sw, s, &ways[i]))
 			continue;
+		if (!begun)
+			begin_scenario(sw, s);
+		begun = true;
 		if (all)
 			try_all(sw, s, &ways[i]);
 		else
-			try_some(sw, s, &ways[i], n / (WFS_ARRAY_SIZE(scenarios) * WFS_ARRAY_SIZE(ways)));
+			try_some(sw, s, &ways[i], draws);
 	}
 }
 
@@ -646,7 +443,7 @@ static int begin(void **state)
 		setenv("TMPDIR", "/dev/shm", 1); /* a sync takes no time there */
 	sw->dir = wfs_test_mkdir();
 	sw->template = wfs_test_path(sw->dir, "template");
-	sw->path = wfs_test_path(sw->dir, "store");
+	sw->path = wfs_test_path(sw->dir, "run");
 	sw->shared = mmap(NULL, sizeof(*sw->shared), PROT_READ | PROT_WRITE,
 		MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	world_make_contents();
@@ -663,13 +460,25 @@ static int end(void **state)
 	return 0;
 }
 
+static void add_scenarios(struct sweep *sw, const struct scenario *list)
+{
+	for (; list->name && sw->n_scenarios < MOST_SCENARIOS; list++)
+		sw->scenarios[sw->n_scenarios++] = *list;
+}
+
 int main(void)
 {
-	struct CMUnitTest tests[WFS_ARRAY_SIZE(scenarios)];
+	struct CMUnitTest tests[MOST_SCENARIOS];
+	struct sweep *sw = &the_sweep;
 
 	fault_hook_libraries();
-	for (size_t i = 0; i < WFS_ARRAY_SIZE(scenarios); i++)
-		tests[i] = (struct CMUnitTest){ .name = scenarios[i].name, .test_func = test_scenario,
-			.initial_state = (void *)(uintptr_t)&scenarios[i] };
-	return cmocka_run_group_tests(tests, begin, end);
+	add_scenarios(sw, scenarios_of_stores);
+	add_scenarios(sw, scenarios_of_backups);
+	add_scenarios(sw, scenarios_of_damage);
+	add_scenarios(sw, scenarios_of_fsck);
+	add_scenarios(sw, scenarios_of_disks);
+	for (size_t i = 0; i < sw->n_scenarios; i++)
+		tests[i] = (struct CMUnitTest){ .name = sw->scenarios[i].name, .test_func = test_scenario,
+			.initial_state = &sw->scenarios[i] };
+	return _cmocka_run_group_tests("faults", tests, sw->n_scenarios, begin, end);
 }

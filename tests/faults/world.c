@@ -12,12 +12,9 @@
 #include "lib/fsck.h"
 #include "lib/gate.h"
 #include "lib/name.h"
-#include "lib/npy.h"
 #include "lib/repack.h"
-#include "lib/safetensors.h"
 #include "lib/seal.h"
 #include "tests/faults/fault.h"
-
 
 /* ---- the model ---- */
 
@@ -53,7 +50,7 @@ enum content world_now(const struct name *n)
 	return n->history[n->n - 1];
 }
 
-static void set(struct name *n, enum content content)
+void world_set(struct name *n, enum content content)
 {
 	if (n->n == MAX_HISTORY)
 		abort();
@@ -94,7 +91,7 @@ static void show_line(void *ctx, const char *line)
 int world_open(struct world *w)
 {
 	struct wfs_store_options options = { .mode = WFS_STORE_WRITE, .create = true,
-		.log = show_line };
+		.log = show_line, .max_size = w->max_size };
 	struct wfs_err err = WFS_ERR_INIT;
 	int ret;
 
@@ -144,8 +141,8 @@ void world_create(struct world *w, const char *name)
 	struct wfs_attr a;
 
 	if (w->store && !world_is_there(w, name) &&
-		world_did(w, wfs_name_create(w->store, WFS_ROOT_INO, name, &new, &a), "create", name))
-		set(world_name(w, name), EMPTY);
+		world_wrote(w, wfs_name_create(w->store, WFS_ROOT_INO, name, &new, &a), name))
+		world_set(world_name(w, name), EMPTY);
 }
 
 /* Where two contents begin and end to differ. */
@@ -172,20 +169,27 @@ static int write_patch(struct wfs_file *f, enum content from, enum content to)
 	return n < 0 ? (int)n : (size_t)n < end - at ? -ENOSPC : 0;
 }
 
-/* Close as the driver does. What the gate says of the bytes is not our matter. */
-static int close_file(struct world *w, struct wfs_file *f)
+/* Close as the driver does. What the gate says of the bytes is noted, and no error. */
+static int close_file(struct world *w, struct wfs_file *f, struct name *n)
 {
-	int ret = wfs_gate_close(w->store, f, NULL);
+	struct wfs_err err = WFS_ERR_INIT;
+	int ret = wfs_gate_close(w->store, f, &err);
 
 	wfs_file_close(f, true);
 	wfs_file_unref(f);
+	n->reason[0] = '\0';
+	n->unjudged = ret && ret != -EBADMSG;
+	if (ret == 0 || ret == -EBADMSG)
+		snprintf(n->reason, sizeof(n->reason), "%s", err.reason ? err.reason : "");
+	if (ret == -EBADMSG && (!err.reason || !err.text[0]))
+		world_fail(w, "%s was refused, and nothing says why", n->name);
 	return ret == -EBADMSG ? 0 : ret;
 }
 
 /* What fails by a short write has no errno of its own. */
-static bool wrote(struct world *w, int ret, const char *name)
+bool world_wrote(struct world *w, int ret, const char *name)
 {
-	return ret == -ENOSPC && fault_hits() ? false : world_did(w, ret, "write", name);
+	return ret == -ENOSPC && (fault_hits() || w->m->limited) ? false : world_did(w, ret, "write", name);
 }
 
 void world_write(struct world *w, const char *name, enum content content)
@@ -200,13 +204,13 @@ void world_write(struct world *w, const char *name, enum content content)
 		return;
 	wfs_file_open(f, true);
 	ret = write_patch(f, world_now(n), content);
-	if (wrote(w, ret, name)) {
-		set(n, content);
+	if (world_wrote(w, ret, name)) {
+		world_set(n, content);
 	} else {
 		n->torn = true;
 		n->torn_to = (uint8_t)content;
 	}
-	world_did(w, close_file(w, f), "close", name);
+	world_did(w, close_file(w, f, n), "close", name);
 }
 
 void world_truncate(struct world *w, const char *name, enum content content)
@@ -218,13 +222,13 @@ void world_truncate(struct world *w, const char *name, enum content content)
 		return;
 	wfs_file_open(f, true);
 	if (world_did(w, wfs_file_truncate(f, world_contents[content].len), "truncate", name)) {
-		set(n, content);
+		world_set(n, content);
 	} else {
 		/* Unsealed, as long as it is to be, and then something failed. */
 		n->torn = true;
 		n->torn_to = (uint8_t)content;
 	}
-	world_did(w, close_file(w, f), "close", name);
+	world_did(w, close_file(w, f, n), "close", name);
 }
 
 void world_put(struct world *w, const char *name, enum content content)
@@ -267,7 +271,7 @@ void world_unlink(struct world *w, const char *name)
 	if (!world_is_there(w, name) ||
 		!world_did(w, wfs_name_unlink(w->store, WFS_ROOT_INO, name, &ino, &gone), "unlink", name))
 		return;
-	set(world_name(w, name), ABSENT);
+	world_set(world_name(w, name), ABSENT);
 	if (gone)
 		world_did(w, wfs_name_drop(w->store, &ino, 1), "drop", name);
 }
@@ -280,10 +284,12 @@ void world_rename(struct world *w, const char *from, const char *to)
 	if (!world_is_there(w, from) || !world_did(w, wfs_name_rename(w->store, WFS_ROOT_INO, from,
 		WFS_ROOT_INO, to, 0, &r), "rename", from))
 		return;
-	set(b, world_now(a));
+	world_set(b, world_now(a));
 	b->torn = a->torn;
 	b->torn_to = a->torn_to;
-	set(a, ABSENT);
+	b->unjudged = a->unjudged;
+	memcpy(b->reason, a->reason, sizeof(b->reason));
+	world_set(a, ABSENT);
 	if (r.replaced_gone)
 		world_did(w, wfs_name_drop(w->store, &r.replaced, 1), "drop", to);
 }
@@ -297,7 +303,7 @@ void world_link(struct world *w, const char *from, const char *to)
 	if (!world_is_there(w, from) || a->torn || !world_did(w, world_inode(w, from, &ino), "look up", from) ||
 		!world_did(w, wfs_name_link(w->store, ino, WFS_ROOT_INO, to, &attr), "link", from))
 		return;
-	set(b, world_now(a));
+	world_set(b, world_now(a));
 }
 
 void world_clone(struct world *w, const char *from, const char *to)
@@ -314,13 +320,13 @@ void world_clone(struct world *w, const char *from, const char *to)
 	if (world_did(w, world_file(w, to, &out), "open", to)) {
 		wfs_file_open(out, true);
 		n = wfs_file_copy(in, 0, out, 0, world_contents[world_now(a)].len);
-		if (wrote(w, n < 0 ? (int)n : (size_t)n < world_contents[world_now(a)].len ? -ENOSPC : 0, to)) {
-			set(b, world_now(a));
+		if (world_wrote(w, n < 0 ? (int)n : (size_t)n < world_contents[world_now(a)].len ? -ENOSPC : 0, to)) {
+			world_set(b, world_now(a));
 		} else {
 			b->torn = true;
 			b->torn_to = (uint8_t)world_now(a);
 		}
-		world_did(w, close_file(w, out), "close", to);
+		world_did(w, close_file(w, out, b), "close", to);
 	}
 	wfs_file_unref(in);
 }
@@ -362,7 +368,7 @@ void world_directory(struct world *w)
 
 	if (!w->store || !world_did(w, wfs_name_create(w->store, WFS_ROOT_INO, "d", &new, &dir), "mkdir", "d"))
 		return;
-	set(world_name(w, "d"), EMPTY);
+	world_set(world_name(w, "d"), EMPTY);
 	if (world_did(w, wfs_name_create(w->store, dir.ino, "link", &link, &a), "symlink", "d/link")) {
 		world_did(w, wfs_name_readlink(w->store, a.ino, &target), "readlink", "d/link");
 		if (!world_did(w, wfs_name_unlink(w->store, dir.ino, "link", &ino, &gone), "unlink", "d/link"))
@@ -371,7 +377,7 @@ void world_directory(struct world *w)
 	}
 	if (!world_did(w, wfs_name_rmdir(w->store, WFS_ROOT_INO, "d", &ino), "rmdir", "d"))
 		return;
-	set(world_name(w, "d"), ABSENT);
+	world_set(world_name(w, "d"), ABSENT);
 	world_did(w, wfs_name_drop(w->store, &ino, 1), "drop", "d");
 }
 
@@ -403,8 +409,9 @@ void world_checkpoint(struct world *w)
 
 void world_tidy(struct world *w)
 {
-	if (w->store)
-		world_did(w, WFS_MIN(wfs_store_tidy(w->store), 0), "tidy", "");
+	int ret = w->store ? wfs_store_tidy(w->store) : 0;
+
+	world_did(w, WFS_MIN(ret, 0), "tidy", "");
 }
 
 void world_collect(struct world *w)
@@ -431,130 +438,6 @@ void world_repack(struct world *w, const char *name)
 	if (more != -EAGAIN)
 		world_did(w, full_or(more), "repack", name);
 	wfs_file_unref(f);
-}
-
-/* ---- tensors, in directory "m" ---- */
-
-static int model_dir(struct world *w, uint64_t *ret)
-{
-	return world_inode(w, "m", ret);
-}
-
-void world_mkdir_model(struct world *w)
-{
-	struct wfs_new new = { .mode = S_IFDIR | 0755 };
-	struct wfs_attr a;
-
-	if (w->store && world_did(w, wfs_name_create(w->store, WFS_ROOT_INO, "m", &new, &a), "mkdir", "m"))
-		set(world_name(w, "m"), EMPTY);
-}
-
-static int write_npy(struct world *w, uint64_t ino, const uint8_t *bytes)
-{
-	uint64_t shape[1] = { EACH };
-	struct wfs_file *f;
-	uint8_t *head;
-	ssize_t n;
-	size_t len;
-	int ret = wfs_file_get(w->store, ino, &f);
-
-	if (ret)
-		return ret;
-	wfs_file_open(f, true);
-	ret = wfs_npy_build(WFS_DTYPE_U8, shape, 1, &head, &len);
-	if (ret == 0) {
-		n = wfs_file_write(f, head, len, 0);
-		if (n >= 0)
-			n = (size_t)n < len ? -ENOSPC : wfs_file_write(f, bytes, EACH, len);
-		ret = n < 0 ? (int)n : (size_t)n < EACH ? -ENOSPC : 0;
-		free(head);
-	}
-	wfs_file_close(f, true);
-	wfs_file_unref(f);
-	return ret;
-}
-
-static void drop_gone(struct world *w, struct wfs_gone *gone)
-{
-	if (gone->n)
-		world_did(w, wfs_name_drop(w->store, gone->inos, gone->n), "drop", "old shards");
-	free(gone->inos);
-}
-
-static struct name *tensor_of(struct world *w, const char *tensor)
-{
-	char path[32];
-
-	snprintf(path, sizeof(path), "m/%s", tensor);
-	return world_name(w, path);
-}
-
-/* A shard that cannot be read is one that is left out: the model is then not changed. */
-static int busy_or(const struct world *w, int ret)
-{
-	return ret == -EBUSY && w->m->reads ? -EIO : ret;
-}
-
-static int put_bytes(struct world *w, uint64_t dir, const char *tensor, const uint8_t *bytes)
-{
-	struct wfs_model_name name = { .dir = dir, .tensor = tensor, .tensor_len = strlen(tensor) };
-	struct wfs_new new = { .mode = S_IFREG | 0600 };
-	struct wfs_gone gone = { .inos = NULL };
-	struct wfs_err err = WFS_ERR_INIT;
-	struct wfs_attr a;
-	int ret = wfs_name_create_unnamed(w->store, dir, &new, &a);
-
-	if (ret)
-		return ret;
-	ret = write_npy(w, a.ino, bytes);
-	if (ret == 0)
-		ret = wfs_model_put(w->store, &name, WFS_TENSOR_NPY, a.ino, &gone, &err);
-	drop_gone(w, &gone);
-	if (ret)
-		world_did(w, wfs_name_drop(w->store, &a.ino, 1), "drop", "what was not put");
-	return busy_or(w, ret);
-}
-
-void world_put_tensor(struct world *w, const char *tensor, uint64_t seed)
-{
-	WFS_AUTO_FREE uint8_t *bytes = NULL;
-	struct name *n = tensor_of(w, tensor);
-	uint64_t dir = 0;
-
-	if (!world_is_there(w, "m") || !world_did(w, model_dir(w, &dir), "look up", "m"))
-		return;
-	fault_pause();
-	bytes = world_noise(EACH, seed);
-	fault_resume();
-	if (!wrote(w, put_bytes(w, dir, tensor, bytes), n->name))
-		return;
-	set(n, SMALL);
-	n->tensor_seed = seed;
-}
-
-void world_remove_tensor(struct world *w, const char *tensor)
-{
-	struct wfs_gone gone = { .inos = NULL };
-	struct wfs_model_name name = { .tensor = tensor, .tensor_len = strlen(tensor) };
-	struct name *n = tensor_of(w, tensor);
-
-	if (!w->store || world_now(n) == ABSENT || !world_did(w, model_dir(w, &name.dir), "look up", "m"))
-		return;
-	if (world_did(w, busy_or(w, wfs_model_remove(w->store, &name, &gone, NULL)), "remove", n->name))
-		set(n, ABSENT);
-	drop_gone(w, &gone);
-}
-
-void world_settle(struct world *w)
-{
-	struct wfs_gone gone = { .inos = NULL };
-	struct wfs_err err = WFS_ERR_INIT;
-	uint64_t dir = 0;
-
-	if (!world_is_there(w, "m") || !world_did(w, model_dir(w, &dir), "look up", "m"))
-		return;
-	world_did(w, busy_or(w, wfs_model_settle(w->store, dir, &gone, &err)), "settle", err.text);
-	drop_gone(w, &gone);
 }
 
 /* ---- looking, while calls fail ---- */
@@ -614,10 +497,12 @@ void world_note_finding(void *ctx, const struct wfs_fsck_finding *finding)
 	world_fail(ctx, "fsck: %s: %s: %s", finding->kind, finding->where, finding->text);
 }
 
-/* What cannot be read is a finding; what can be is none. */
+/* What the disk cannot read is a finding; what there was no memory or no descriptor for is none. */
 static void see_finding(void *ctx, const struct wfs_fsck_finding *finding)
 {
-	if (fault_hits() == 0)
+	struct world *w = ctx;
+
+	if (fault_hits() == 0 || w->m->error != EIO)
 		world_note_finding(ctx, finding);
 }
 

@@ -25,11 +25,15 @@ enum content {
 	SHARD,
 	SHARD_2,     /* one tensor of SHARD, one of its own */
 	SHARD_PATCHED,
+	SHARD_CUT,   /* the first half of SHARD: incomplete */
+	SHARD_WRONG, /* its header is none */
 	CONTENTS,
 };
 
 #define MAX_NAMES 24
 #define MAX_HISTORY 32
+#define MAX_FLIPS 4
+#define PATH_ROOM 500 /* of paths */
 
 struct name {
 	char name[32];
@@ -39,11 +43,33 @@ struct name {
 	uint8_t durable; /* index in history: what is there since the last fsync that returned 0 */
 	bool torn;       /* a write failed: `torn_to` has come in part */
 	uint8_t torn_to;
+	bool damaged;    /* bytes of it have been changed behind the store's back */
+	bool loose;      /* what it has may be lost with what was damaged: then it says so, or has no name */
+	bool lacks;      /* a power cut may have taken bytes: that is reported */
+	char reason[32]; /* that the gate gave when it was closed; "" if none */
+	bool unjudged;   /* it could not give any */
+};
+
+/* A byte that was changed in a data file. */
+struct flip {
+	uint64_t data_file, offset;
+	bool found; /* by the last check that ran to its end */
 };
 
 struct model {
 	struct name names[MAX_NAMES];
 	uint32_t n;
+	struct flip flips[MAX_FLIPS];
+	uint32_t n_flips;
+	bool heals;      /* what was found can be mended: by a whole copy */
+	/* acknowledged: */
+	bool marked;     /* all that is damaged has a mark */
+	bool repaired;   /* and was repaired */
+	bool backed_up;
+	bool saved;      /* the set-up has made a backup: struct world */
+	bool finished;   /* all was sealed since */
+	bool limited;    /* the store may be full */
+	unsigned texts;  /* of damaged files, that were seen */
 	/* of the run */
 	uint64_t hits;
 	int32_t error;     /* that faults have */
@@ -55,9 +81,12 @@ struct model {
 };
 
 struct world {
-	const char *path; /* of the store */
+	char path[PATH_ROOM]; /* of the store */
+	char side[PATH_ROOM]; /* a directory for what lies beside it, which may not be there */
 	struct wfs_store *store;
+	uint64_t max_size;    /* that it is opened with */
 	struct model *m;
+	struct model *saved;  /* what was known when the set-up made its backup */
 };
 
 void world_make_contents(void);
@@ -91,9 +120,25 @@ void world_repack(struct world *w, const char *name);
 void world_mkdir_model(struct world *w);
 void world_put_tensor(struct world *w, const char *tensor, uint64_t seed);
 void world_remove_tensor(struct world *w, const char *tensor);
+void world_rename_tensor(struct world *w, const char *from, const char *to);
+void world_put_turned(struct world *w, const char *tensor, uint64_t seed); /* big-endian: it is converted */
+void world_reshard(struct world *w, uint64_t max_shard_size);
+void world_look_at_model(struct world *w);
 void world_settle(struct world *w);
 void world_look(struct world *w);
 void world_fsck(struct world *w);
+
+/* ---- behind its back, without faults ---- */
+
+/* As snprintf; what is too long ends the program. */
+void world_format(char ret[PATH_ROOM], const char *fmt, ...) WFS_PRINTF(2, 3);
+void world_sql(struct world *w, const char *sql);
+uint64_t world_ask(struct world *w, const char *sql); /* the first column of the first row, which there is */
+void world_data_path(const struct world *w, uint64_t data_file, char ret[PATH_ROOM]);
+void world_side_path(const struct world *w, const char *name, char ret[PATH_ROOM]);
+void world_side_mkdir(const struct world *w, const char *name); /* and the directory itself */
+/* A copy of a directory, in place of what was there; nothing if there is none. */
+void world_copy_tree(const char *from, const char *to);
 
 /* ---- afterwards, without faults ---- */
 

@@ -87,6 +87,8 @@ void world_make_contents(void)
 	make_shard(SHARD, (const uint64_t[]){ 11, 12, 13 });
 	make_shard(SHARD_2, (const uint64_t[]){ 11, 15, 16 });
 	make_patched(SHARD_PATCHED, SHARD, 100000, 9000);
+	make_patched(SHARD_WRONG, SHARD, 8, 30);
+	make_content(SHARD_CUT, world_contents[SHARD].bytes, world_contents[SHARD].len / 2);
 }
 
 /* ---- afterwards ---- */
@@ -151,7 +153,7 @@ static bool may_be_absent(const struct world *w, const struct name *n)
 	for (unsigned i = n->durable; w->m->loses && i < n->n; i++)
 		if (n->history[i] == ABSENT)
 			return true;
-	return world_now(n) == ABSENT;
+	return n->loose || world_now(n) == ABSENT;
 }
 
 static void check_bytes(struct world *w, const struct name *n)
@@ -159,17 +161,21 @@ static void check_bytes(struct world *w, const struct name *n)
 	WFS_AUTO_FREE uint8_t *have = NULL;
 	struct wfs_file *f;
 	uint64_t size = 0;
+	ssize_t got;
 	int ret = world_file(w, n->name, &f);
 
 	if (ret) {
-		if (!(w->m->loses && is_reported(w, n->name)))
+		if (!(w->m->loses && is_reported(w, n->name)) && !(n->loose && ret == -EIO))
 			world_fail(w, "%s cannot be opened: %s", n->name, strerror(-ret));
 		return;
 	}
 	ret = wfs_file_size(f, &size);
 	have = malloc(size + 1);
-	if (ret == 0 && wfs_file_read(f, have, size, 0) != (ssize_t)size)
-		world_fail(w, "%s cannot be read", n->name);
+	got = ret ? ret : wfs_file_read(f, have, size, 0);
+	if (n->loose && got == -EIO)
+		; /* it says that it is damaged */
+	else if (ret == 0 && got != (ssize_t)size)
+		world_fail(w, "%s cannot be read: %s", n->name, got < 0 ? strerror((int)-got) : "short");
 	else if (ret == 0 && !is_right(w, n, have, size))
 		world_fail(w, "%s has wrong bytes: %" PRIu64 ", where %zu of content %d%s are right", n->name,
 			size, world_contents[world_now(n)].len, (int)world_now(n), n->torn ? " (torn)" : "");
@@ -199,7 +205,7 @@ static void check_tensor(struct world *w, const struct name *n)
 	int ret = world_inode(w, "m", &dir);
 
 	/* One whose file a sync may have lost waits until it is put again. */
-	if (w->m->syncs && is_reported(w, NULL))
+	if ((w->m->syncs && is_reported(w, NULL)) || n->loose)
 		return;
 	if (ret == 0)
 		ret = wfs_model_get(w->store, dir, NULL, &m);
@@ -251,7 +257,9 @@ static int check_entry(void *ctx, const struct wfs_dirent *entry)
 	for (uint32_t i = 0; i < w->m->n; i++)
 		if (strcmp(w->m->names[i].name, entry->name) == 0)
 			return 0;
-	world_fail(w, "%s is there, and nobody made it", entry->name);
+	/* What has lost its name has got another. */
+	if (!w->m->repaired)
+		world_fail(w, "%s is there, and nobody made it", entry->name);
 	return 0;
 }
 
@@ -259,7 +267,7 @@ void world_check(struct world *w)
 {
 	if (wfs_name_readdir(w->store, WFS_ROOT_INO, 0, 1000, false, check_entry, w) != 0)
 		world_fail(w, "the root cannot be listed");
-	if (world_is_there(w, "m"))
+	if (world_is_there(w, "m") && !world_name(w, "m")->loose)
 		world_settle(w);
 	for (uint32_t i = 0; i < w->m->n; i++)
 		check_name(w, &w->m->names[i]);
@@ -285,6 +293,7 @@ void world_finish(struct world *w)
 	}
 	if (ret == 0)
 		ret = wfs_collect(w->store);
+	w->m->finished = true;
 	if (ret)
 		world_fail(w, "afterwards nothing can be sealed and given back: %s %s", strerror(-ret),
 			err.text);

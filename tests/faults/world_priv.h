@@ -30,6 +30,11 @@ int world_file(struct world *w, const char *name, struct wfs_file **ret);
 /* Did the operation do what it was asked for? Where not, the fault must be why. */
 bool world_did(struct world *w, int ret, const char *what, const char *name);
 
+/* The same of a write: a full disk may have taken a part of it. */
+bool world_wrote(struct world *w, int ret, const char *name);
+/* This is what the name has now. */
+void world_set(struct name *n, enum content content);
+
 /* For wfs_fsck; `ctx` is the world. */
 void world_note_finding(void *ctx, const struct wfs_fsck_finding *finding);
 
