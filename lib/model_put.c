@@ -543,9 +543,12 @@ int wfs_model_clone(struct wfs_store *s, const struct wfs_model_name *name,
 		e = wfs_model_get(s, name->dir, name->variant, &m);
 	if (e)
 		return e;
-	e = wfs_model_find(m, name->tensor, name->tensor_len, &i)
-		    ? wfs_model_tensor_header(m, i, form, &header, &len)
-		    : -ENOENT;
+	if (wfs_model_find(m, name->tensor, name->tensor_len, &i))
+		e = wfs_model_tensor_header(m, i, form, &header, &len);
+	else if (m->left_out[0]) /* it may be in one of those */
+		e = wfs_err_set(err, -EBUSY, "shards-left-out", WFS_NO_OFFSET, "%s", m->left_out);
+	else
+		e = -ENOENT;
 	if (!e)
 		e = wfs_db_begin(&s->db);
 	if (!e)

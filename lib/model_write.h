@@ -55,7 +55,7 @@ int wfs_model_remove(struct wfs_store *s, const struct wfs_model_name *name, str
 
 /*
  * A new file without a name that has the tensor in this form, and shares its bytes: to be put
- * under another name, or to be written. *ret its inode, nlink 0. -ENOENT, -EOPNOTSUPP (npy has
+ * under another name, or to be written. *ret its inode, nlink 0. -ENOENT, -EBUSY as above, -EOPNOTSUPP (npy has
  * no such dtype). Settles first. `new`: whose file it is.
  */
 int wfs_model_clone(struct wfs_store *s, const struct wfs_model_name *name,
