@@ -135,6 +135,23 @@ static bool is_between(enum content from, enum content to, const uint8_t *bytes,
 	return true;
 }
 
+/* Of a file that was never synced any write may be lost: each byte is what it was at some time, or was never written. */
+static bool is_mixed(const struct name *n, const uint8_t *bytes, size_t len)
+{
+	for (size_t i = 0; i < len; i++) {
+		bool known = bytes[i] == 0;
+
+		for (unsigned k = 0; k < n->n && !known; k++) {
+			const struct world_content *c = &world_contents[n->history[k]];
+
+			known = i < c->len && c->bytes[i] == bytes[i];
+		}
+		if (!known)
+			return false;
+	}
+	return true;
+}
+
 static bool is_right(struct world *w, const struct name *n, const uint8_t *bytes, size_t len)
 {
 	if (is_content(world_now(n), bytes, len) ||
@@ -145,7 +162,7 @@ static bool is_right(struct world *w, const struct name *n, const uint8_t *bytes
 	for (unsigned i = n->durable; i < n->n; i++)
 		if (is_content(n->history[i], bytes, len))
 			return true;
-	return n->durable == 0 && is_reported(w, n->name);
+	return n->durable == 0 && (is_reported(w, n->name) || is_mixed(n, bytes, len));
 }
 
 static bool may_be_absent(const struct world *w, const struct name *n)
