@@ -110,6 +110,26 @@ def remove_written(place, sizes):
     place.run("rm", "-f", place.dir / "written")
 
 
+# ---- replaced ----
+
+REPLACED = 64 * MIB  # a shard that is saved again
+
+
+def replace(place, sizes):
+    """Seconds to write a file beside the one that has the name, and to rename it over that."""
+    seconds = worker("write", "new", MIB, REPLACED)(place, sizes)
+    return seconds, timed(place, "true", f"mv -f {place.dir}/new {place.dir}/replaced")
+
+
+def make_replaced(place, sizes):
+    worker("write", "replaced", MIB, REPLACED)(place, sizes)
+    place.settle()
+
+
+def remove_replaced(place, sizes):
+    place.run("rm", "-f", place.dir / "replaced")
+
+
 # ---- copied ----
 
 def copy(place, sizes):
@@ -145,6 +165,8 @@ WORKS = [
                                                            Bound(USER, "speed", 1.5, BINDFS_USER))),),
          lambda place, sizes: (worker("write", "written", 16 * MIB, "SIZE", size=twice)(place, sizes),),
          tidy=remove_written, heavy=True, warm_up=False, places=(DISK, PASSTHROUGH, BINDFS_USER, ROOT, USER)),
+    Work("replace", (Measure("a file of 64 MiB written"), Measure("renamed over another of 64 MiB")), replace,
+         before=make_replaced, tidy=remove_replaced, heavy=True, places=(DISK, PASSTHROUGH, BINDFS_USER, ROOT, USER)),
     Work("cp -r", (Measure("cp -r inside", (Bound(ROOT, "at most", 0.05), Bound(USER, "at most", 0.05))),
                    Measure("cp -r inside: growth", (Bound(ROOT, "at most", 0.1), Bound(USER, "at most", 0.1)),
                            "MiB")),
