@@ -207,7 +207,8 @@ keep_reports()
 	reports=$(mktemp -d "${TMPDIR:-/tmp}/weightfs-reports.XXXXXX")
 	chmod 1777 "$reports"
 	# A size that overflows is NULL and ENOMEM, as the C library says it.
-	export ASAN_OPTIONS="log_path=$reports/address:allocator_may_return_null=1"
+	# What is kept of freed memory, to be seen when it is used, would be taken for growth.
+	export ASAN_OPTIONS="log_path=$reports/address:allocator_may_return_null=1:quarantine_size_mb=8"
 	export UBSAN_OPTIONS="log_path=$reports/undefined:print_stacktrace=1"
 	# io_sync: see fs/order.h. Nothing is gained by a second of sleep at the end of each command.
 	TSAN_OPTIONS="log_path=$reports/thread:second_deadlock_stack=1:allocator_may_return_null=1"
