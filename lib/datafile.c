@@ -176,7 +176,9 @@ static int set_immutable(int fd, bool on)
 
 	if (ioctl(fd, FS_IOC_GETFLAGS, &flags) != 0)
 		return -errno;
-	flags = on ? flags | FS_IMMUTABLE_FL : flags & ~FS_IMMUTABLE_FL;
+	if (!(flags & FS_IMMUTABLE_FL) == !on)
+		return 0;
+	flags ^= FS_IMMUTABLE_FL;
 	return ioctl(fd, FS_IOC_SETFLAGS, &flags) != 0 ? -errno : 0;
 }
 
@@ -474,9 +476,9 @@ int wfs_datafile_close_off(struct wfs_datafiles *t, struct wfs_datafile *df)
 	return ret;
 }
 
-int wfs_datafile_reopen(struct wfs_datafiles *t, struct wfs_datafile *df)
+int wfs_datafile_reopen(struct wfs_datafiles *t, uint64_t id)
 {
-	WFS_AUTO_CLOSE int fd = wfs_datafile_open(t, df->id);
+	WFS_AUTO_CLOSE int fd = wfs_datafile_open(t, id);
 
 	return fd < 0 ? fd : set_immutable(fd, false);
 }

@@ -142,7 +142,7 @@ bool wfs_datafile_is_ours(struct wfs_datafiles *t, struct wfs_datafile *df);
  * disk does not hold it against open descriptors. reopen and removal undo it.
  */
 int wfs_datafile_close_off(struct wfs_datafiles *t, struct wfs_datafile *df);
-int wfs_datafile_reopen(struct wfs_datafiles *t, struct wfs_datafile *df);
+int wfs_datafile_reopen(struct wfs_datafiles *t, uint64_t id);
 
 /* A new file without a name beside the data files, to try things out; the caller closes it. */
 int wfs_datafiles_scratch(struct wfs_datafiles *t);

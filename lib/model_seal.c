@@ -11,7 +11,7 @@
  * For how many looks, a millisecond apart, a file whose close has returned may still count as open. Looks and no
  * time: on a busy machine the thread that is to hear of the close waits for a processor as this one does.
  */
-#define PATIENCE 150
+#define PATIENCE 500
 
 /*
  * Does somebody write it, or has it open to? Who only seals it is waited for. *ret_known: it was waited for

@@ -314,7 +314,7 @@ void wfs_pin_cancel_hollow(struct wfs_file *f)
 	struct wfs_datafile *df = wfs_file_pinned(f);
 
 	if (df)
-		wfs_datafile_reopen(&f->store->datafiles, df);
+		wfs_datafile_reopen(&f->store->datafiles, df->id);
 	wfs_pin_filled(f);
 }
 

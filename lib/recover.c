@@ -124,6 +124,32 @@ static int judge_again(struct wfs_store *s, uint64_t ino)
 	return ret == -EBADMSG ? 0 : ret;
 }
 
+/* A driver that was ended in the middle of a clone has left the file closed off that the clone was for. */
+static int reopen(struct wfs_store *s, uint64_t ino, struct wfs_err *err)
+{
+	struct wfs_attr a;
+	int ret = wfs_name_getattr(s, ino, &a);
+
+	if (ret || !a.data_file)
+		return ret == -ENOENT ? 0 : ret;
+	ret = wfs_datafile_reopen(&s->datafiles, a.data_file);
+	/* Any other error is one of looking, or of a disk that has no such flag: reading will tell. */
+	return ret != -EPERM ? 0 : wfs_err_set(err, ret, "closed-off", WFS_NO_OFFSET,
+		"data file %llu has been made immutable by a mount of root that was killed: let root mount "
+		"the store once", (unsigned long long)a.data_file);
+}
+
+static int reopen_dirty(struct wfs_store *s, struct wfs_err *err)
+{
+	WFS_AUTO_FREE uint64_t *inos = NULL;
+	size_t n = 0;
+	int ret = wfs_seal_list(s, &inos, &n);
+
+	for (size_t i = 0; i < n && ret == 0; i++)
+		ret = reopen(s, inos[i], err);
+	return ret;
+}
+
 static int judge_dirty(struct wfs_store *s, size_t *ret_n)
 {
 	WFS_AUTO_FREE uint64_t *inos = NULL;
@@ -269,12 +295,12 @@ int wfs_recover(struct wfs_store *s, struct wfs_err *err)
 	bool was_cut = false, was_new = is_new(s);
 	int ret = wfs_power_was_cut(s, &was_cut);
 
-	(void)err;
 	atomic_store(&s->collect_wanted, true);
 	atomic_store(&s->settle_wanted, true);
 	if (ret || s->db.was_clean)
 		return ret ? ret : note_start(s);
-	if (was_cut)
+	ret = reopen_dirty(s, err);
+	if (!ret && was_cut)
 		ret = unput_tensors(s);
 	if (!ret)
 		ret = drop_orphans(s, &orphans);

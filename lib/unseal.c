@@ -435,7 +435,7 @@ static int unseal_into_hollow(struct wfs_file *f, struct wfs_content *old, uint6
 	struct wfs_datafile *df = wfs_file_pinned(f);
 	struct wfs_store *s = f->store;
 	struct wfs_content *new = wfs_content_new_staging(&s->datafiles, df->id);
-	int err = new ? wfs_datafile_reopen(&s->datafiles, df) : -ENOMEM;
+	int err = new ? wfs_datafile_reopen(&s->datafiles, df->id) : -ENOMEM;
 
 	if (!err)
 		err = fill(f, old, length, new);

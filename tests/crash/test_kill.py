@@ -4,11 +4,13 @@
     WEIGHTFS_KILL_ROUNDS   kills for each seed (default 10)
 """
 
+import contextlib
 import hashlib
 import os
 import random
 import signal
 import sqlite3
+import subprocess
 import threading
 import time
 
@@ -189,6 +191,29 @@ def test_kill_while_giving_space_back(mount):
         mount.mount()
         assert len(os.listdir(mount.dir)) == 5 - number
     mount.wait_disk(empty + 2 * MIB)
+
+
+@pytest.mark.root_only
+@pytest.mark.parametrize("name", ["open.bin", "open.safetensors"])
+def test_file_closed_off_at_the_kill(mount, name):
+    """A driver that dies, or loses its power, while a clone takes the place of a file leaves that file immutable."""
+    with open(mount.dir / name, "wb") as f:
+        mount.kill()
+        with contextlib.suppress(OSError):
+            f.close()
+    for path in data_files(mount.store):
+        if subprocess.run(["chattr", "+i", path], capture_output=True).returncode:
+            pytest.skip("the disk has no immutable flag")
+    try:
+        mount.mount()
+        write_file(mount.dir / name, shards.valid())
+        mount.remount()
+        assert read_file(mount.dir / name) == shards.valid()
+        mount.umount()
+        for path in data_files(mount.store):
+            assert "i" not in subprocess.run(["lsattr", path], capture_output=True, text=True).stdout.split()[0]
+    finally:
+        subprocess.run(["chattr", "-R", "-i", mount.store / "data"], capture_output=True)
 
 
 def test_open_files_at_the_kill(mount):
