@@ -114,12 +114,14 @@ bool wfs_model_is_pending(struct wfs_store *s, uint64_t dir)
 	sqlite3_stmt *row;
 	int found;
 
-	if (atomic_load(&s->pending_tensors) == 0 || wfs_db_begin_read(&s->db) != 0)
+	if (atomic_load(&s->pending_tensors) == 0)
 		return false;
+	if (wfs_db_begin_read(&s->db) != 0)
+		return true;
 	found = wfs_db_first(&s->db, WFS_Q_TENSOR_VARIANT, &row, "i", dir);
 	if (found > 0)
 		wfs_db_done(row);
-	return wfs_db_end(&s->db, found) > 0;
+	return wfs_db_end(&s->db, found) != 0;
 }
 
 /* ---- what a file says that it is ---- */

@@ -77,7 +77,7 @@ int wfs_model_pending(struct wfs_store *s, const struct wfs_model_name *name, ui
  */
 int wfs_model_pending_file(struct wfs_store *s, uint64_t ino, struct wfs_model_name *ret,
 	enum wfs_tensor_form *ret_form, char **ret_strings);
-/* Does anything wait in this directory? A few instructions where nothing waits in the store. */
+/* Does anything wait in this directory, or may it, as far as can be found out? A few instructions where nothing waits in the store. */
 bool wfs_model_is_pending(struct wfs_store *s, uint64_t dir);
 
 /*
