@@ -231,8 +231,9 @@ static int each_name(struct wfs_store *s, struct wfs_damage_place *place, const 
 		WFS_AUTO_FREE char *dir = NULL;
 		WFS_AUTO_FREE char *path = NULL;
 
-		if (wfs_name_path(s, names[i].parent, &dir) != 0)
-			continue;
+		ret = wfs_name_path(s, names[i].parent, &dir);
+		if (ret)
+			break;
 		path = wfs_format("%s%s%s", dir, strcmp(dir, "/") ? "/" : "", names[i].text);
 		if (!path) {
 			ret = -ENOMEM;
