@@ -210,8 +210,10 @@ static int open_database(struct wfs_fsck_run *run)
 	if (ret == 0)
 		ret = set_budget(run);
 	/* Where meta cannot be read the checks of the schema say so. */
-	if (ret == 0)
-		read_number(run, "SELECT value FROM meta WHERE key = 'clean'", &clean);
+	if (ret == 0) {
+		code = read_number(run, "SELECT value FROM meta WHERE key = 'clean'", &clean);
+		ret = wfs_fsck_errno(code) ? open_failed(run, code) : 0;
+	}
 	run->clean = clean == 1;
 	return ret;
 }

@@ -58,6 +58,17 @@ void wfs_fsck_report(struct wfs_fsck_run *run, const char *kind, const char *nou
 	wfs_fsck_report_at(run, kind, where, text);
 }
 
+/* Without memory, or by an error of the disk, SQLite has undone the whole transaction: the run has failed. */
+static bool is_row(struct wfs_fsck_run *run, int code)
+{
+	int ret = wfs_fsck_errno(code);
+
+	if (ret && !run->failed)
+		run->failed = wfs_err_set(run->err, ret, "io", WFS_NO_OFFSET, "%s: a path: %s", run->path,
+			sqlite3_errmsg(run->db));
+	return code == SQLITE_ROW;
+}
+
 /* 1 with the parent and the name in front of buf[*at], 0 if there is no (more) name. */
 static int prepend_name(struct wfs_fsck_run *run, int64_t *ino, char *buf, size_t *at)
 {
@@ -66,7 +77,7 @@ static int prepend_name(struct wfs_fsck_run *run, int64_t *ino, char *buf, size_
 
 	sqlite3_reset(run->name_of);
 	sqlite3_bind_int64(run->name_of, 1, *ino);
-	if (sqlite3_step(run->name_of) != SQLITE_ROW)
+	if (!is_row(run, sqlite3_step(run->name_of)))
 		return 0;
 	name = sqlite3_column_blob(run->name_of, 1);
 	len = (size_t)sqlite3_column_bytes(run->name_of, 1);
@@ -91,8 +102,8 @@ void wfs_fsck_add_path(struct wfs_fsck_run *run, struct wfs_fsck_line *line, int
 		return;
 	}
 	if (!run->name_of)
-		sqlite3_prepare_v2(run->db, "SELECT parent, name FROM dirent WHERE ino = ? LIMIT 1",
-			-1, &run->name_of, NULL);
+		is_row(run, sqlite3_prepare_v2(run->db, "SELECT parent, name FROM dirent WHERE ino = ? LIMIT 1",
+			-1, &run->name_of, NULL));
 	/* Each round takes a byte of buf, so that any cycle ends. */
 	while (run->name_of && ino != WFS_FSCK_ROOT && prepend_name(run, &ino, buf, &at))
 		if (ino == start)
@@ -166,6 +177,8 @@ static int query_failed(struct wfs_fsck_run *run, int code)
 	int ret = wfs_fsck_errno(code);
 	struct wfs_fsck_line where = { .len = 0 }, text = { .len = 0 };
 
+	if (run->failed) /* and this comes of it */
+		return run->failed;
 	if (ret)
 		return wfs_err_set(run->err, ret, "io", WFS_NO_OFFSET, "%s: check %s: %s",
 			run->path, run->doing, sqlite3_errmsg(run->db));

@@ -96,7 +96,7 @@ struct wfs_fsck_run {
 	struct wfs_fsck_summary summary;
 	struct wfs_err *err;
 	const char *doing;    /* the check that runs, for the text of a failure */
-	int failed;           /* wfs_fsck_could_not: nothing more is found, and the run ends with it */
+	int failed;           /* wfs_fsck_could_not, or a path that could not be read: nothing more is found, and the run ends with it */
 	uint64_t spent;       /* steps of SQLite's machine in this check, in units of its handler */
 	void (*bad_manifest)(void *ctx, int64_t id); /* also told of each; NULL: nobody */
 	uint64_t budget;      /* no sound database of this size needs so many */

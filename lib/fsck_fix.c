@@ -41,6 +41,8 @@ int wfs_fix_failed(struct wfs_fix *fix, const char *what)
 {
 	int ret = wfs_fsck_errno(sqlite3_errcode(fix->run->db));
 
+	if (fix->run->failed) /* and this comes of it */
+		return fix->run->failed;
 	return wfs_err_set(fix->run->err, ret ? ret : -EUCLEAN, ret ? "io" : "repair-failed",
 		WFS_NO_OFFSET, "%s: repair, %.100s: %s", fix->run->path, what,
 		sqlite3_errmsg(fix->run->db));
