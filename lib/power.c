@@ -63,10 +63,13 @@ static int is_whole(struct wfs_store *s, const struct wfs_attr *a)
 	uint64_t size;
 	int ret = wfs_flush_note(s, a->ino, &size, &mtime_ns);
 
-	if (ret > 0)
-		ret = wfs_datafile_stat(&s->datafiles, a->data_file, &st) == 0 &&
-		      (uint64_t)st.st_size == size && wfs_ns(&st.st_mtim) <= mtime_ns;
-	return ret;
+	if (ret <= 0)
+		return ret;
+	ret = wfs_datafile_stat(&s->datafiles, a->data_file, &st);
+	/* One file that the disk cannot show is reported, and keeps nobody from the others. */
+	if (ret)
+		return ret == -ENOENT || ret == -EIO ? 0 : ret;
+	return (uint64_t)st.st_size == size && wfs_ns(&st.st_mtim) <= mtime_ns;
 }
 
 static int make_one(struct wfs_store *s, uint64_t ino)
