@@ -47,6 +47,41 @@ static void show_place(void)
 	atomic_store(&plan->kinds, kinds);
 }
 
+#ifndef FAULT_PRELOAD
+static struct fault_places *places;
+extern const char __executable_start[], etext[]; /* the linker's: this program's code is between them */
+
+#define DEEP 8 /* of functions of this program, with three of this file */
+
+static void note_place(enum fault_kind kind)
+{
+	static _Thread_local bool busy; /* what is called here may allocate */
+	uint64_t place = 0xcbf29ce484222325;
+	void *frames[48];
+	int n, own = 0;
+
+	if (!places || busy || places->n == FAULT_MOST_PLACES)
+		return;
+	busy = true;
+	n = backtrace(frames, 48);
+	for (int i = 0; i < n && own < DEEP; i++) {
+		const char *at = frames[i];
+
+		if (at < __executable_start || at >= etext)
+			continue; /* SQLite's own ways to a call are many */
+		place = (place ^ (uint64_t)(at - __executable_start)) * 0x100000001b3;
+		own++;
+	}
+	places->list[places->n++] = (struct fault_place){ kind, place };
+	busy = false;
+}
+#else
+static void note_place(enum fault_kind kind)
+{
+	(void)kind;
+}
+#endif
+
 /* Is this the call that fails? */
 static bool fails(enum fault_kind kind)
 {
@@ -56,6 +91,8 @@ static bool fails(enum fault_kind kind)
 		return false;
 	atomic_fetch_add(&calls_of[__builtin_ctz(kind)], 1);
 	call = atomic_fetch_add(&plan->calls, 1) + 1;
+	if (plan->n == 0)
+		note_place(kind);
 	if (plan->n == 0 || call < plan->n || (call > plan->n && !plan->forever))
 		return false;
 	if (atomic_fetch_add(&plan->hits, 1) == 0)
@@ -171,9 +208,19 @@ void fault_arm(const struct fault_plan *wanted)
 	atomic_store(&own_plan.kinds, wanted->kinds);
 }
 
+#ifndef FAULT_PRELOAD
+void fault_note_places(struct fault_places *wanted)
+{
+	places = wanted;
+}
+#endif
+
 uint64_t fault_disarm(void)
 {
 	atomic_store(&own_plan.kinds, 0);
+#ifndef FAULT_PRELOAD
+	places = NULL;
+#endif
 	return atomic_load(&own_plan.hits);
 }
 
@@ -443,6 +490,9 @@ int fcntl64(int fd, int cmd, ...)
 	va_end(ap);
 	/* SQLite waits 10 s for a lock that cannot be had, for each. */
 	if (cmd == F_SETLK)
+		return NEXT(fcntl64)(fd, cmd, arg);
+	/* A lease that cannot be given back: the kernel has no such case, and its signal would end the process. */
+	if (cmd == F_SETLEASE && (intptr_t)arg == F_UNLCK)
 		return NEXT(fcntl64)(fd, cmd, arg);
 	return fails(FAULT_LOOK) ? -1 : NEXT(fcntl64)(fd, cmd, arg);
 }

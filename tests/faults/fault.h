@@ -48,6 +48,22 @@ uint64_t fault_hits(void);
 /* Since the plan was made: calls of these kinds, as far as they are in the plan. */
 uint64_t fault_calls_of(uint32_t kinds);
 
+/* A call while they are only counted: its kind, and which functions of this program led to it, the last few, as one number. */
+struct fault_place {
+	uint32_t kind;
+	uint64_t place;
+};
+
+#define FAULT_MOST_PLACES (1u << 18)
+
+struct fault_places {
+	uint64_t n; /* one thread */
+	struct fault_place list[FAULT_MOST_PLACES];
+};
+
+/* Until fault_disarm the places are noted there, in order, as many as there is room for. */
+void fault_note_places(struct fault_places *places);
+
 /* Allocations of lib/ that were not freed yet. */
 long fault_live_allocations(void);
 

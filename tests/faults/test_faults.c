@@ -3,7 +3,8 @@
  * of a kind failing, once or from then on, in a process of its own that ends in order or
  * not. Another process then finds the store as it must be (tests/faults/world.h).
  *
- *   WEIGHTFS_FAULTS       how many faults are tried, drawn at random (default 300), or "all"
+ *   WEIGHTFS_FAULTS       how many faults are tried, drawn at random (default 300), from places in the code where
+ *                         none was tried yet as long as such are found; "places": one at each of them; or "all"
  *   WEIGHTFS_FAULT_SEED   of the draw (default: 1)
  *   WEIGHTFS_FAULT_ONLY   "SCENARIO/KIND", or a part of it: only these, and every n of them; with a number
  *                         in WEIGHTFS_FAULTS so many of each kind
@@ -78,6 +79,7 @@ struct shared {
 	struct model model;
 	uint64_t hits;       /* of the run */
 	uint64_t calls[WFS_ARRAY_SIZE(ways)]; /* of a run without a fault */
+	struct fault_places places;           /* of the same run */
 };
 
 struct sweep {
@@ -86,6 +88,7 @@ struct sweep {
 	char *path;     /* its copy for a run */
 	struct scenario scenarios[MOST_SCENARIOS];
 	size_t n_scenarios, pairs; /* pairs: of scenarios and ways that have had their draws */
+	uint64_t *seen;            /* hash table of places that a way was tried at; 0: free */
 	struct shared *shared;
 	uint64_t tried, faults; /* runs; runs that a fault has hit */
 	unsigned failures;
@@ -233,6 +236,8 @@ static void run(struct sweep *sw, const struct trial *t)
 	w.m->syncs = t->way->kinds == FAULT_SYNC || (t->way->kinds == FAULT_NAME && t->way->error == EIO);
 	w.m->reads = t->way->kinds == FAULT_READ;
 	fault_arm(&plan);
+	if (t->way == &nothing)
+		fault_note_places(&sw->shared->places);
 	t->scenario->run(&w);
 	note_run(sw, &w);
 	if (w.m->failed)
@@ -334,7 +339,8 @@ static void begin_scenario(struct sweep *sw, const struct scenario *s)
 		fail_msg("%s: set-up: %s", s->name, sw->shared->model.message);
 	sw->shared->before = sw->shared->model;
 	sw->shared->saved_before = sw->shared->saved;
-	/* How many calls there are that can fail. */
+	/* How many calls there are that can fail, and where. */
+	sw->shared->places.n = 0;
 	try(sw, &none);
 }
 
@@ -367,17 +373,68 @@ static void try_all(struct sweep *sw, const struct scenario *s, const struct way
 	}
 }
 
+#define SEEN_ROOM (1u << 18)
+
+/* Was this way tried there before? From now on it was. */
+static bool was_tried(struct sweep *sw, const struct way *way, uint64_t place)
+{
+	uint64_t key = (place ^ (uint64_t)(way - ways + 1)) * 0x9e3779b97f4a7c15 | 1;
+	size_t at = key >> 40 & (SEEN_ROOM - 1), probes = 0;
+
+	while (sw->seen[at] && sw->seen[at] != key && probes++ < SEEN_ROOM)
+		at = (at + 1) & (SEEN_ROOM - 1);
+	if (sw->seen[at] == key)
+		return true;
+	sw->seen[at] = key;
+	return false;
+}
+
+/* Was it tried where the n-th call is made? What was not noted counts as new. */
+static bool was_tried_at(struct sweep *sw, const struct way *way, uint64_t n)
+{
+	const struct fault_places *places = &sw->shared->places;
+
+	for (uint64_t i = 0; i < places->n; i++)
+		if (places->list[i].kind & way->kinds && --n == 0)
+			return was_tried(sw, way, places->list[i].place);
+	return false;
+}
+
+static void try_one(struct sweep *sw, const struct scenario *s, const struct way *way, uint64_t n)
+{
+	struct trial t = { s, way, n, draw(sw, 3) == 0, draw(sw, 2) == 0 };
+
+	try(sw, &t);
+}
+
+/* One at each place that no scenario before has been to in this way. */
+static void try_places(struct sweep *sw, const struct scenario *s, const struct way *way)
+{
+	const struct fault_places *places = &sw->shared->places;
+	uint64_t n = 0;
+
+	for (uint64_t i = 0; i < places->n; i++) {
+		if (!(places->list[i].kind & way->kinds))
+			continue;
+		n++;
+		if (!was_tried(sw, way, places->list[i].place))
+			try_one(sw, s, way, n);
+	}
+}
+
+#define MOST_DRAWS 20
+
 /* Some of them. */
 static void try_some(struct sweep *sw, const struct scenario *s, const struct way *way, uint64_t n)
 {
 	uint64_t calls = sw->shared->calls[way - ways];
-	struct trial t = { s, way, 0, false, false };
 
 	for (uint64_t i = 0; i < n && calls; i++) {
-		t.n = draw(sw, calls) + 1;
-		t.forever = draw(sw, 3) == 0;
-		t.crashes = draw(sw, 2) == 0;
-		try(sw, &t);
+		uint64_t call = draw(sw, calls) + 1;
+
+		for (unsigned draws = 1; draws < MOST_DRAWS && was_tried_at(sw, way, call); draws++)
+			call = draw(sw, calls) + 1;
+		try_one(sw, s, way, call);
 	}
 }
 
@@ -393,6 +450,7 @@ static void sweep(struct sweep *sw, const struct scenario *s)
 {
 	const char *wanted = getenv("WEIGHTFS_FAULTS");
 	bool all = wanted ? strcmp(wanted, "all") == 0 : sw->only != NULL;
+	bool places = wanted && strcmp(wanted, "places") == 0;
 	uint64_t n = wanted && !all ? strtoull(wanted, NULL, 10) : DEFAULT_FAULTS;
 	bool begun = false;
 
@@ -406,6 +464,8 @@ static void sweep(struct sweep *sw, const struct scenario *s)
 		begun = true;
 		if (all)
 			try_all(sw, s, &ways[i]);
+		else if (places)
+			try_places(sw, s, &ways[i]);
 		else
 			try_some(sw, s, &ways[i], draws);
 	}
@@ -446,8 +506,9 @@ static int begin(void **state)
 	sw->path = wfs_test_path(sw->dir, "run");
 	sw->shared = mmap(NULL, sizeof(*sw->shared), PROT_READ | PROT_WRITE,
 		MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	sw->seen = calloc(SEEN_ROOM, sizeof(*sw->seen));
 	world_make_contents();
-	return sw->shared == MAP_FAILED ? -1 : 0;
+	return !sw->seen || sw->shared == MAP_FAILED ? -1 : 0;
 }
 
 static int end(void **state)
@@ -457,6 +518,7 @@ static int end(void **state)
 	(void)state;
 	print_message("%" PRIu64 " faults tried in %" PRIu64 " runs\n", sw->faults, sw->tried);
 	wfs_test_rmdir(sw->dir);
+	free(sw->seen);
 	return 0;
 }
 

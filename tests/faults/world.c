@@ -217,8 +217,15 @@ void world_truncate(struct world *w, const char *name, enum content content)
 {
 	struct name *n = world_name(w, name);
 	struct wfs_file *f;
+	size_t len;
 
-	if (!world_is_there(w, name) || n->torn || !world_did(w, world_file(w, name, &f), "open", name))
+	if (!world_is_there(w, name) || n->torn)
+		return;
+	len = WFS_MIN(world_contents[content].len, world_contents[world_now(n)].len);
+	/* Where a write before could not be begun it is not the start of what is there. */
+	if (len && memcmp(world_contents[content].bytes, world_contents[world_now(n)].bytes, len) != 0)
+		return;
+	if (!world_did(w, world_file(w, name, &f), "open", name))
 		return;
 	wfs_file_open(f, true);
 	if (world_did(w, wfs_file_truncate(f, world_contents[content].len), "truncate", name)) {
