@@ -149,7 +149,8 @@ fuzz: ## each fuzz target for FUZZ_SECONDS, by clang and libFuzzer (FUZZ: which;
 coverage: ## which lines and branches of lib/ and fs/ the tests run
 	@sh tools/setup.sh coverage
 	@find build/coverage -name '*.gcda' -delete 2>/dev/null || :
-	@$(MAKE) --no-print-directory BUILD=build/coverage COVERAGE=1 test-here || echo 'some tests failed: see above'
+	@WEIGHTFS_FAULTS=$(or $(WEIGHTFS_FAULTS),places) UNIT_SECONDS=1800 \
+		$(MAKE) --no-print-directory BUILD=build/coverage COVERAGE=1 test-here || echo 'some tests failed: see above'
 	@sh tests/coverage.sh build/coverage
 
 FUZZ_SECONDS ?= 10
