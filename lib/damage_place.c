@@ -232,6 +232,10 @@ static int each_name(struct wfs_store *s, struct wfs_damage_place *place, const 
 		WFS_AUTO_FREE char *path = NULL;
 
 		ret = wfs_name_path(s, names[i].parent, &dir);
+		if (ret == -ENOENT) { /* removed since the names were listed */
+			ret = 0;
+			continue;
+		}
 		if (ret)
 			break;
 		path = wfs_format("%s%s%s", dir, strcmp(dir, "/") ? "/" : "", names[i].text);
