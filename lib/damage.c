@@ -39,7 +39,7 @@ const char *wfs_damage_reason_text(enum wfs_damage_reason reason)
 
 bool wfs_damage_is_any(const struct wfs_store *s)
 {
-	return atomic_load(&s->damaged) > 0;
+	return atomic_load(&s->damaged) > 0 || atomic_load(&s->damage_stale);
 }
 
 /* ---- the marks in memory ---- */

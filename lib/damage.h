@@ -38,7 +38,7 @@ struct wfs_damage {
 	uint64_t good_file, good_at; /* a whole copy that has its bytes, read and found right; good_file 0: none is known */
 };
 
-/* Are there any marks? Costs nothing. */
+/* Are there any marks, or may there be some that could not be read? Costs nothing. */
 bool wfs_damage_is_any(const struct wfs_store *s);
 
 /* Read the marks, when the store is opened and when objects have died or moved. 0 or -errno. */
