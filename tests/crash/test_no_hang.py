@@ -30,10 +30,14 @@ def save(directory, number):
 
 
 def start_savers(directory):
-    savers = [threading.Thread(target=save, args=(directory, n), daemon=True) for n in range(SAVERS)]
+    """A descriptor of the directory, threads that save by it (its path leads elsewhere once the mount is detached),
+    and what the kernel has of the mount's connection."""
+    root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    path = pathlib.Path(f"/proc/self/fd/{root}")
+    savers = [threading.Thread(target=save, args=(path, n), daemon=True) for n in range(SAVERS)]
     for saver in savers:
         saver.start()
-    return savers
+    return root, savers, f"{CONNECTIONS}/{os.minor(os.fstat(root).st_dev)}"
 
 
 def wait_for_savers(savers, connection):
@@ -54,11 +58,12 @@ def test_killed_while_directories_change(unmounted, passthrough):
     mount = unmounted
     for number in range(ROUNDS):
         mount.mount(f"passthrough={passthrough}")
-        connection = f"{CONNECTIONS}/{os.minor(os.stat(mount.dir).st_dev)}"
-        savers = start_savers(mount.dir)
+        root, savers, connection = start_savers(mount.dir)
         time.sleep(0.1 + 0.07 * number)
         mount.kill()
-        assert not wait_for_savers(savers, connection), "programs wait for a driver that was killed"
+        hung = wait_for_savers(savers, connection)
+        os.close(root)
+        assert not hung, "programs wait for a driver that was killed"
 
 
 @pytest.mark.parametrize("passthrough", ["auto", "off"])
@@ -67,9 +72,7 @@ def test_told_to_end_while_directories_change(unmounted, passthrough):
     mount = unmounted
     for number in range(ROUNDS):
         mount.mount(f"passthrough={passthrough}")
-        root = os.open(mount.dir, os.O_RDONLY | os.O_DIRECTORY)
-        connection = f"{CONNECTIONS}/{os.minor(os.fstat(root).st_dev)}"
-        savers = start_savers(pathlib.Path(f"/proc/self/fd/{root}"))
+        root, savers, connection = start_savers(mount.dir)
         time.sleep(0.1 + 0.07 * number)
         pid = mount.pid
         os.kill(pid, signal.SIGTERM)
