@@ -103,7 +103,18 @@ static int set_damaged(struct wfs_store *s, uint64_t ino)
 	return wfs_db_end(&s->db, ret);
 }
 
-static int judge_again(struct wfs_store *s, uint64_t ino)
+/* A driver that was ended in the middle of a clone has left the file closed off that the clone was for. */
+static int reopen(struct wfs_store *s, uint64_t data_file, struct wfs_err *err)
+{
+	int ret = wfs_datafile_reopen(&s->datafiles, data_file);
+
+	/* Any other error is one of looking, or of a disk that has no such flag: reading will tell. */
+	return ret != -EPERM ? 0 : wfs_err_set(err, ret, "closed-off", WFS_NO_OFFSET,
+		"data file %llu has been made immutable by a mount of root that was killed: let root mount "
+		"the store once", (unsigned long long)data_file);
+}
+
+static int judge_again(struct wfs_store *s, uint64_t ino, struct wfs_err *err)
 {
 	struct wfs_file *f;
 	struct wfs_attr a;
@@ -116,6 +127,8 @@ static int judge_again(struct wfs_store *s, uint64_t ino)
 	if (ret == -ENOENT)
 		return set_damaged(s, ino);
 	if (ret == 0)
+		ret = reopen(s, a.data_file, err);
+	if (ret == 0)
 		ret = wfs_file_get(s, ino, &f);
 	if (ret)
 		return ret;
@@ -124,39 +137,13 @@ static int judge_again(struct wfs_store *s, uint64_t ino)
 	return ret == -EBADMSG ? 0 : ret;
 }
 
-/* A driver that was ended in the middle of a clone has left the file closed off that the clone was for. */
-static int reopen(struct wfs_store *s, uint64_t ino, struct wfs_err *err)
-{
-	struct wfs_attr a;
-	int ret = wfs_name_getattr(s, ino, &a);
-
-	if (ret || !a.data_file)
-		return ret == -ENOENT ? 0 : ret;
-	ret = wfs_datafile_reopen(&s->datafiles, a.data_file);
-	/* Any other error is one of looking, or of a disk that has no such flag: reading will tell. */
-	return ret != -EPERM ? 0 : wfs_err_set(err, ret, "closed-off", WFS_NO_OFFSET,
-		"data file %llu has been made immutable by a mount of root that was killed: let root mount "
-		"the store once", (unsigned long long)a.data_file);
-}
-
-static int reopen_dirty(struct wfs_store *s, struct wfs_err *err)
-{
-	WFS_AUTO_FREE uint64_t *inos = NULL;
-	size_t n = 0;
-	int ret = wfs_seal_list(s, &inos, &n);
-
-	for (size_t i = 0; i < n && ret == 0; i++)
-		ret = reopen(s, inos[i], err);
-	return ret;
-}
-
-static int judge_dirty(struct wfs_store *s, size_t *ret_n)
+static int judge_dirty(struct wfs_store *s, size_t *ret_n, struct wfs_err *err)
 {
 	WFS_AUTO_FREE uint64_t *inos = NULL;
 	int ret = wfs_seal_list(s, &inos, ret_n);
 
 	for (size_t i = 0; i < *ret_n && ret == 0; i++)
-		ret = judge_again(s, inos[i]);
+		ret = judge_again(s, inos[i], err);
 	return ret;
 }
 
@@ -299,8 +286,7 @@ int wfs_recover(struct wfs_store *s, struct wfs_err *err)
 	atomic_store(&s->settle_wanted, true);
 	if (ret || s->db.was_clean)
 		return ret ? ret : note_start(s);
-	ret = reopen_dirty(s, err);
-	if (!ret && was_cut)
+	if (was_cut)
 		ret = unput_tensors(s);
 	if (!ret)
 		ret = drop_orphans(s, &orphans);
@@ -311,7 +297,7 @@ int wfs_recover(struct wfs_store *s, struct wfs_err *err)
 	if (!ret && was_cut)
 		ret = wfs_power_make_missing(s);
 	if (!ret)
-		ret = judge_dirty(s, &dirty);
+		ret = judge_dirty(s, &dirty, err);
 	if (!ret && was_cut)
 		ret = after_power_cut(s);
 	/* Last: an open that ends before this has not seen to a power cut, and the next one has to know of it. */
