@@ -62,19 +62,10 @@ static bool is_own_name(const char *name)
 	return false;
 }
 
-static int find_other_name(void *ret_name, int dir_fd, const char *name)
-{
-	(void)dir_fd;
-	if (is_own_name(name))
-		return 0;
-	snprintf(ret_name, NAME_MAX + 1, "%s", name);
-	return 1;
-}
-
 static int check_names(const struct wfs_backup_target *t, struct wfs_err *err)
 {
 	char name[NAME_MAX + 1];
-	int found = wfs_listdir(t->dir_fd, ".", find_other_name, name);
+	int found = wfs_listdir_other(t->dir_fd, is_own_name, name);
 
 	if (found > 0)
 		return wfs_err_set(err, -EEXIST, "not-a-backup", WFS_NO_OFFSET,

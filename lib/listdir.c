@@ -3,6 +3,8 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
 
 static bool is_dots(const char *name)
 {
@@ -32,4 +34,27 @@ int wfs_listdir(int at_fd, const char *path, int (*fn)(void *ctx, int dir_fd, co
 	if (dir)
 		closedir(dir);
 	return ret;
+}
+
+struct other {
+	bool (*is_own)(const char *name);
+	char *name;
+};
+
+static int find_other(void *ctx, int dir_fd, const char *name)
+{
+	struct other *other = ctx;
+
+	(void)dir_fd;
+	if (other->is_own(name))
+		return 0;
+	snprintf(other->name, NAME_MAX + 1, "%s", name);
+	return 1;
+}
+
+int wfs_listdir_other(int dir_fd, bool (*is_own)(const char *name), char *ret_name)
+{
+	struct other other = { is_own, ret_name };
+
+	return wfs_listdir(dir_fd, ".", find_other, &other);
 }

@@ -14,4 +14,10 @@
 int wfs_listdir(int at_fd, const char *path, int (*fn)(void *ctx, int dir_fd, const char *name),
 	void *ctx);
 
+/*
+ * Has the directory itself a name that is not of `is_own`? 1 with one of them, of up to NAME_MAX bytes
+ * and a NUL; 0; -errno as above.
+ */
+int wfs_listdir_other(int dir_fd, bool (*is_own)(const char *name), char *ret_name);
+
 #endif

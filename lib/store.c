@@ -186,20 +186,11 @@ static bool is_own_name(const char *name)
 	return false;
 }
 
-static int find_other_name(void *ret_name, int dir_fd, const char *name)
-{
-	(void)dir_fd;
-	if (is_own_name(name))
-		return 0;
-	snprintf(ret_name, NAME_MAX + 1, "%s", name);
-	return 1;
-}
-
 /* Without a database: may a store be made here, or are there other things? */
 static int check_empty(int dir_fd, const char *path, struct wfs_err *err)
 {
 	char name[NAME_MAX + 1];
-	int found = wfs_listdir(dir_fd, ".", find_other_name, name);
+	int found = wfs_listdir_other(dir_fd, is_own_name, name);
 
 	if (found > 0)
 		return wfs_err_set(err, -ENOTEMPTY, "not-a-store", WFS_NO_OFFSET,
