@@ -9,6 +9,7 @@
 
 #include "lib/datafile.h"
 #include "lib/listdir.h"
+#include "lib/power.h"
 
 #define STAGING 0 /* data_file.state */
 
@@ -94,6 +95,7 @@ struct scan {
 	struct wfs_fsck_run *run;
 	sqlite3_stmt *has_row;
 	int64_t last_id;  /* the largest that was ever given out */
+	bool was_cut;     /* the power went, and nobody has mounted the store since */
 	const char *dir;  /* that it is in */
 };
 
@@ -127,7 +129,9 @@ static int has_row(struct scan *scan, uint64_t id)
 /*
  * A file is made before its row is committed. While the store is in use that
  * can be seen, and any removal too; after a crash the files whose rows did not
- * survive have ids that were never given out, and recovery removes them.
+ * survive have ids that were never given out, and recovery removes them. A power
+ * cut can undo the removal of a file and not that of its row: then recovery looks
+ * at all (wfs_power_sweep).
  */
 static bool is_excused(struct scan *scan, uint64_t id)
 {
@@ -135,7 +139,7 @@ static bool is_excused(struct scan *scan, uint64_t id)
 
 	if (run->in_use || wfs_fsck_in_use(run))
 		return true;
-	return !run->clean && id > (uint64_t)scan->last_id;
+	return scan->was_cut || (!run->clean && id > (uint64_t)scan->last_id);
 }
 
 static int check_entry(void *ctx, int dir_fd, const char *name)
@@ -192,6 +196,25 @@ static int read_last_id(struct wfs_fsck_run *run, int64_t *ret_id)
 	return WFS_MIN(ret, 0);
 }
 
+static int read_was_cut(struct wfs_fsck_run *run, bool *ret_was_cut)
+{
+	char now[WFS_BOOT_ID_SIZE];
+	sqlite3_stmt *stmt;
+	int ret = wfs_power_boot_id(now);
+
+	*ret_was_cut = false;
+	if (ret)
+		return wfs_err_errno(run->err, ret, "the boot id of this machine");
+	ret = wfs_fsck_query(run, "SELECT 1 FROM meta WHERE key = '" WFS_META_BOOT_ID "' AND value <> ?", &stmt);
+	if (ret)
+		return ret;
+	sqlite3_bind_text(stmt, 1, now, -1, SQLITE_STATIC);
+	ret = wfs_fsck_step(run, stmt);
+	*ret_was_cut = ret > 0 && !run->clean;
+	sqlite3_finalize(stmt);
+	return WFS_MIN(ret, 0);
+}
+
 static int check_strays(struct wfs_fsck_run *run)
 {
 	struct scan scan = { .run = run };
@@ -203,6 +226,8 @@ static int check_strays(struct wfs_fsck_run *run)
 	}
 	wfs_fsck_begin(run, "data-file-stray");
 	ret = read_last_id(run, &scan.last_id);
+	if (ret == 0)
+		ret = read_was_cut(run, &scan.was_cut);
 	if (ret == 0)
 		ret = wfs_fsck_query(run, "SELECT 1 FROM data_file WHERE id = ?", &scan.has_row);
 	if (ret == 0 && (ret = wfs_listdir(run->data_fd, ".", check_directory, &scan)) != 0)

@@ -1,5 +1,6 @@
 """What each call waits for: the power is cut the moment that it has returned."""
 
+import contextlib
 import io
 import os
 import threading
@@ -12,7 +13,7 @@ safetensors_numpy = pytest.importorskip("safetensors.numpy")
 
 from support import shards
 from support.files import KIB, MIB, libc, random_bytes, read_file, write_all, write_file
-from support.mounts import data_files
+from support.mounts import data_files, wait_for
 from support.power import Disk, Power, disks
 
 pytestmark = pytest.mark.root_only
@@ -206,6 +207,26 @@ def test_rows_that_are_lost(power):
     mount.wait_sealed()
     kept = len(list(mount.dir.iterdir()))
     assert len(data_files(mount.store)) <= kept
+
+
+def test_removals_that_are_lost(power):
+    """Data files whose rows are gone for good, and that a power cut brings back, are no damage, and removed by the next mount."""
+    mount = power.boot()
+    for number in range(100):
+        write_file(mount.dir / f"{number}.bin", random_bytes(number, 70 * KIB))
+    mount.wait_sealed()
+    os.sync()
+    with contextlib.ExitStack() as somebody:
+        for path in data_files(mount.store):  # what somebody has open is not kept to be used again
+            somebody.enter_context(open(path, "rb"))
+        for path in mount.dir.iterdir():
+            path.unlink()
+        wait_for(lambda: not data_files(mount.store), 30, "files given back")
+    power.write_back_log()
+    power.cut()
+    power.restore()
+    mount.wait_sealed()
+    wait_for(lambda: len(data_files(mount.store)) <= len(list(mount.dir.iterdir())), 30, "files of nobody removed")
 
 
 def test_tensor_not_made_durable(power):

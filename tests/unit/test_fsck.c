@@ -525,6 +525,26 @@ static void test_after_crash(void **state)
 	remove_store(store);
 }
 
+/* A power cut brings back a file whose row went for good: the next mount removes it, if it can tell. */
+static void test_after_power_cut(void **state)
+{
+	char *store = make_store();
+	const struct seen stray = { .kind = "data-file-stray", .where = "data/02/0000000000000102" };
+
+	(void)state;
+	assert_int_equal(setenv("WEIGHTFS_BOOT_ID", "this boot", 1), 0);
+	run_sql(store, "UPDATE sqlite_sequence SET seq = 1000 WHERE name = 'data_file'");
+	run_sql(store, "INSERT OR REPLACE INTO meta (key, value) VALUES ('boot_id', 'the one before')");
+	put(store, "02/0000000000000102");
+	demand(store, stray); /* it was unmounted */
+	run_sql(store, in_flight);
+	demand_clean(store);
+	run_sql(store, "UPDATE meta SET value = 'this boot' WHERE key = 'boot_id'");
+	demand(store, stray);
+	assert_int_equal(unsetenv("WEIGHTFS_BOOT_ID"), 0);
+	remove_store(store);
+}
+
 static void test_in_use(void **state)
 {
 	char *store = make_store();
@@ -723,6 +743,7 @@ static const struct CMUnitTest others[] = {
 	cmocka_unit_test(test_clean),
 	cmocka_unit_test(test_clean_with_log),
 	cmocka_unit_test(test_after_crash),
+	cmocka_unit_test(test_after_power_cut),
 	cmocka_unit_test(test_in_use),
 	cmocka_unit_test(test_refused),
 	cmocka_unit_test(test_any_value),
