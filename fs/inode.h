@@ -52,7 +52,7 @@ void wfs_inodes_set_tensor(
 	struct wfs_inodes *t, uint64_t ino, uint64_t dir, const char *variant, const char *name);
 /* 1 with a copy, to be released; 0 if it never stood there; -ENOMEM. */
 int wfs_inodes_get_tensor(struct wfs_inodes *t, uint64_t ino, struct wfs_tensor_place *ret);
-/* Its bytes were, or may be, changed past the kernel's page cache of it. */
+/* Pages of it that the kernel has cached, or may have, cannot be read any more (damage). */
 void wfs_inodes_set_stale(struct wfs_inodes *t, uint64_t ino);
 /* Were they, since the last call? */
 bool wfs_inodes_take_stale(struct wfs_inodes *t, uint64_t ino);

@@ -318,9 +318,7 @@ static int open_locked(struct wfs_driver *d, struct wfs_handle *h, struct wfs_io
 	if (io->handles == 0)
 		ret = choose(d, h, io);
 	else if (io->backing)
-		ret = wfs_file_pin(h->file, h->reads, h->writes);
-	if (ret == 0 && io->backing)
-		ret = -ETXTBSY;
+		ret = wfs_file_pin(h->file, h->reads, h->writes); /* never 0: it is pinned */
 	if (ret < 0)
 		return ret;
 	io->handles++;
@@ -359,9 +357,6 @@ int wfs_io_open(struct wfs_driver *d, struct wfs_handle *h)
 	}
 	h->counted = ret == 0;
 	pthread_mutex_unlock(lock);
-	/* What the kernel has cached of it will not be what it is. */
-	if (ret == 0 && h->backing && h->writes)
-		wfs_inodes_set_stale(&d->inodes, ino);
 	return ret;
 }
 

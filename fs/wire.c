@@ -59,6 +59,7 @@ void wfs_wire_open(struct wfs_driver *d, const struct wfs_handle *h, struct fuse
 {
 	*ret = (struct fuse_open_out){ .fh = (uintptr_t)h };
 	if (h->backing) {
+		/* Without KEEP_CACHE the kernel drops its own pages, which would not follow direct writes. */
 		ret->open_flags = OPEN_PASSTHROUGH;
 		ret->padding = (uint32_t)h->backing; /* backing_id since protocol 7.40 */
 	} else if (!wfs_inodes_take_stale(&d->inodes, wfs_file_ino(h->file))) {

@@ -78,8 +78,8 @@ int wfs_file_sync(struct wfs_file *f);
  * that one does from now on, to read or map it, to write it, until `unpin`. Returns
  *
  *     1         wfs_file_pinned_fd is the data file, for as long as any pin lasts
- *     0         the content is composed, in the database, or sealed and to be written:
- *               serve it with wfs_file_read and wfs_file_write
+ *     0         nobody has it pinned, and the content is composed, in the database, or sealed
+ *               and to be written: serve it with wfs_file_read and wfs_file_write
  *     -ETXTBSY  it is pinned, and cannot be written where it is
  *
  * While a file is pinned, its bytes stay in that data file: sealing leaves them

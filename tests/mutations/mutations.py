@@ -108,11 +108,11 @@ mutation("a read goes on behind its extent", "lib/content.c",
          "return e->at + e->length - offset >= len ? e->df : NULL;", "return e->df;", SEAL)
 mutation("holes and data exchanged", "lib/content.c",
          "found = whence == SEEK_DATA ? 0 :", "found = whence == SEEK_HOLE ? 0 :", BYTES + "::test_composed_seek", BASED)
-mutation("a reader's cache is kept where bytes changed", "fs/passthrough.c",
-         "if (ret == 0 && h->backing && h->writes)\n\t\twfs_inodes_set_stale(&d->inodes, ino);", "", DIRECT + "::test_cached_pages_are_not_stale",
-         BASED)
-mutation("two ways at once for one inode", "fs/passthrough.c",
-         "if (ret == 0 && io->backing)\n\t\tret = -ETXTBSY;", "", DIRECT, BASED)
+mutation("the kernel keeps what it has cached of a file that is written directly", "fs/wire.c",
+         "ret->open_flags = OPEN_PASSTHROUGH;", "ret->open_flags = OPEN_PASSTHROUGH | FOPEN_KEEP_CACHE;",
+         DIRECT + "::test_cached_pages_are_not_stale", BASED)
+mutation("each open of an inode chooses its own way", "fs/passthrough.c",
+         "if (io->handles == 0)\n\t\tret = choose", "if (io->handles < 1000)\n\t\tret = choose", DIRECT, BASED)
 mutation("two writers unseal at once", "lib/file.c",
          "while (f->changing)\n\t\tpthread_cond_wait(&f->changed, &f->lock);", "", SEAL)
 
