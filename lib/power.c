@@ -72,29 +72,23 @@ static int is_whole(struct wfs_store *s, const struct wfs_attr *a)
 	return (uint64_t)st.st_size == size && wfs_ns(&st.st_mtim) <= mtime_ns;
 }
 
-static int make_one(struct wfs_store *s, uint64_t ino)
+static int make_if_missing(struct wfs_store *s, const struct wfs_attr *a, void *ctx)
 {
 	int64_t mtime_ns;
-	struct wfs_attr a;
 	struct stat st;
 	uint64_t size;
-	int ret = wfs_name_getattr(s, ino, &a);
+	int ret;
 
-	if (ret || !a.data_file || wfs_datafile_stat(&s->datafiles, a.data_file, &st) != -ENOENT)
-		return ret == -ENOENT ? 0 : ret;
-	ret = wfs_flush_note(s, ino, &size, &mtime_ns);
-	return ret ? WFS_MIN(ret, 0) : wfs_datafile_create(&s->datafiles, a.data_file);
+	(void)ctx;
+	if (wfs_datafile_stat(&s->datafiles, a->data_file, &st) != -ENOENT)
+		return 0;
+	ret = wfs_flush_note(s, a->ino, &size, &mtime_ns);
+	return ret ? WFS_MIN(ret, 0) : wfs_datafile_create(&s->datafiles, a->data_file);
 }
 
 int wfs_power_make_missing(struct wfs_store *s)
 {
-	WFS_AUTO_FREE uint64_t *inos = NULL;
-	size_t n = 0;
-	int ret = wfs_seal_list(s, &inos, &n);
-
-	for (size_t i = 0; i < n && ret == 0; i++)
-		ret = make_one(s, inos[i]);
-	return ret;
+	return wfs_seal_each(s, make_if_missing, NULL);
 }
 
 static int set_reason(struct wfs_store *s, uint64_t ino)
@@ -107,34 +101,26 @@ static int set_reason(struct wfs_store *s, uint64_t ino)
 		(uint64_t)WFS_VERDICT_INCOMPLETE, REASON, DETAIL, ino));
 }
 
-/* 1 if it had to be reported. */
-static int report_one(struct wfs_store *s, uint64_t ino)
+static int report_one(struct wfs_store *s, const struct wfs_attr *a, void *ctx)
 {
-	struct wfs_attr a;
-	int ret = wfs_name_getattr(s, ino, &a);
+	size_t *n = ctx;
+	int ret;
 
 	/* What the gate has against it is reason enough. */
-	if (ret || !a.data_file || a.verdict >= WFS_VERDICT_INCOMPLETE)
-		return ret == -ENOENT ? 0 : ret;
-	ret = is_whole(s, &a);
+	if (a->verdict >= WFS_VERDICT_INCOMPLETE)
+		return 0;
+	ret = is_whole(s, a);
 	if (ret)
 		return WFS_MIN(ret, 0);
-	ret = set_reason(s, ino);
-	return ret ? ret : 1;
+	ret = set_reason(s, a->ino);
+	*n += ret == 0;
+	return ret;
 }
 
 int wfs_power_report(struct wfs_store *s, size_t *ret_n)
 {
-	WFS_AUTO_FREE uint64_t *inos = NULL;
-	size_t n = 0;
-	int ret = wfs_seal_list(s, &inos, &n);
-
 	*ret_n = 0;
-	for (size_t i = 0; i < n && ret >= 0; i++) {
-		ret = report_one(s, inos[i]);
-		*ret_n += ret > 0;
-	}
-	return WFS_MIN(ret, 0);
+	return wfs_seal_each(s, report_one, ret_n);
 }
 
 /* ---- tensors that were put by such files ---- */
@@ -153,31 +139,22 @@ static int unput(struct wfs_store *s, uint64_t ino, int *ret_rows)
 	return wfs_db_end(&s->db, ret);
 }
 
-static int unput_one(struct wfs_store *s, uint64_t ino, size_t *n)
+static int unput_one(struct wfs_store *s, const struct wfs_attr *a, void *ctx)
 {
-	struct wfs_attr a;
-	int rows = 0, ret = wfs_name_getattr(s, ino, &a);
+	size_t *n = ctx;
+	int rows = 0, ret = is_whole(s, a);
 
-	if (ret || !a.data_file)
-		return ret == -ENOENT ? 0 : ret;
-	ret = is_whole(s, &a);
 	if (ret)
 		return WFS_MIN(ret, 0);
-	ret = unput(s, ino, &rows);
+	ret = unput(s, a->ino, &rows);
 	*n += (size_t)rows;
 	return ret;
 }
 
 int wfs_power_unput(struct wfs_store *s, size_t *ret_n)
 {
-	WFS_AUTO_FREE uint64_t *inos = NULL;
-	size_t n = 0;
-	int ret = wfs_seal_list(s, &inos, &n);
-
 	*ret_n = 0;
-	for (size_t i = 0; i < n && ret == 0; i++)
-		ret = unput_one(s, inos[i], ret_n);
-	return ret;
+	return wfs_seal_each(s, unput_one, ret_n);
 }
 
 /* ---- data files without a row ---- */

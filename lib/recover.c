@@ -60,20 +60,15 @@ int wfs_recover_orphans(struct wfs_store *s)
 	return drop_orphans(s, &dropped);
 }
 
+static int flush_one(struct wfs_store *s, const struct wfs_attr *a, void *ctx)
+{
+	(void)ctx;
+	return a->verdict == WFS_VERDICT_DAMAGED ? 0 : wfs_flush_or_report(s, a->ino);
+}
+
 int wfs_recover_flush_dirty(struct wfs_store *s)
 {
-	WFS_AUTO_FREE uint64_t *inos = NULL;
-	size_t n = 0;
-	int ret = wfs_seal_list(s, &inos, &n);
-
-	for (size_t i = 0; i < n && ret == 0; i++) {
-		struct wfs_attr a;
-
-		if (wfs_name_getattr(s, inos[i], &a) == 0 && a.data_file &&
-			a.verdict != WFS_VERDICT_DAMAGED)
-			ret = wfs_flush_or_report(s, inos[i]);
-	}
-	return ret;
+	return wfs_seal_each(s, flush_one, NULL);
 }
 
 /* Data files are made before their row is committed; at most these are without one. */
@@ -114,37 +109,30 @@ static int reopen(struct wfs_store *s, uint64_t data_file, struct wfs_err *err)
 		"the store once", (unsigned long long)data_file);
 }
 
-static int judge_again(struct wfs_store *s, uint64_t ino, struct wfs_err *err)
-{
-	struct wfs_file *f;
-	struct wfs_attr a;
-	struct stat st;
-	int ret = wfs_name_getattr(s, ino, &a);
+struct judging {
+	size_t n;
+	struct wfs_err *err;
+};
 
-	if (ret || !a.data_file)
-		return ret == -ENOENT ? 0 : ret;
-	ret = wfs_datafile_stat(&s->datafiles, a.data_file, &st);
+static int judge_again(struct wfs_store *s, const struct wfs_attr *a, void *ctx)
+{
+	struct judging *judging = ctx;
+	struct wfs_file *f;
+	struct stat st;
+	int ret = wfs_datafile_stat(&s->datafiles, a->data_file, &st);
+
+	judging->n++;
 	if (ret == -ENOENT)
-		return set_damaged(s, ino);
+		return set_damaged(s, a->ino);
 	if (ret == 0)
-		ret = reopen(s, a.data_file, err);
+		ret = reopen(s, a->data_file, judging->err);
 	if (ret == 0)
-		ret = wfs_file_get(s, ino, &f);
+		ret = wfs_file_get(s, a->ino, &f);
 	if (ret)
 		return ret;
 	ret = wfs_gate_close(s, f, NULL);
 	wfs_file_unref(f);
 	return ret == -EBADMSG ? 0 : ret;
-}
-
-static int judge_dirty(struct wfs_store *s, size_t *ret_n, struct wfs_err *err)
-{
-	WFS_AUTO_FREE uint64_t *inos = NULL;
-	int ret = wfs_seal_list(s, &inos, ret_n);
-
-	for (size_t i = 0; i < *ret_n && ret == 0; i++)
-		ret = judge_again(s, inos[i], err);
-	return ret;
 }
 
 int wfs_recover_filling(struct wfs_store *s)
@@ -278,7 +266,8 @@ static int after_power_cut(struct wfs_store *s)
 
 int wfs_recover(struct wfs_store *s, struct wfs_err *err)
 {
-	size_t orphans = 0, dirty = 0;
+	struct judging dirty = { .err = err };
+	size_t orphans = 0;
 	bool was_cut = false, was_new = is_new(s);
 	int ret = wfs_power_was_cut(s, &was_cut);
 
@@ -297,11 +286,11 @@ int wfs_recover(struct wfs_store *s, struct wfs_err *err)
 	if (!ret && was_cut)
 		ret = wfs_power_make_missing(s);
 	if (!ret)
-		ret = judge_dirty(s, &dirty, err);
+		ret = wfs_seal_each(s, judge_again, &dirty);
 	if (!ret && was_cut)
 		ret = after_power_cut(s);
 	/* Last: an open that ends before this has not seen to a power cut, and the next one has to know of it. */
 	if (!ret)
 		ret = note_start(s);
-	return ret || was_new ? ret : say_recovery(s, orphans, dirty);
+	return ret || was_new ? ret : say_recovery(s, orphans, dirty.n);
 }

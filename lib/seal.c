@@ -410,3 +410,22 @@ int wfs_seal_list(struct wfs_store *s, uint64_t **ret, size_t *ret_n)
 
 	return err ? err : wfs_db_end(&s->db, wfs_db_list(&s->db, WFS_Q_INODE_DIRTY, ret, ret_n, ""));
 }
+
+int wfs_seal_each(struct wfs_store *s,
+	int (*fn)(struct wfs_store *s, const struct wfs_attr *a, void *ctx), void *ctx)
+{
+	WFS_AUTO_FREE uint64_t *inos = NULL;
+	size_t n = 0;
+	int ret = wfs_seal_list(s, &inos, &n);
+
+	for (size_t i = 0; i < n && ret == 0; i++) {
+		struct wfs_attr a;
+
+		ret = wfs_name_getattr(s, inos[i], &a);
+		if (ret == 0 && a.data_file)
+			ret = fn(s, &a, ctx);
+		else if (ret == -ENOENT)
+			ret = 0;
+	}
+	return ret;
+}

@@ -19,6 +19,7 @@
 
 #include "lib/base.h"
 #include "lib/err.h"
+#include "lib/name.h"
 #include "lib/store.h"
 
 #define WFS_SMALL_FILE 65536          /* bytes: a file up to this size is kept in the database */
@@ -46,5 +47,12 @@ void wfs_seal_small(struct wfs_store *s, uint64_t *inos, size_t *n);
 
 /* Inodes that are dirty now, in order; the caller frees *ret. */
 int wfs_seal_list(struct wfs_store *s, uint64_t **ret, size_t *ret_n);
+
+/*
+ * Call `fn` for each inode that is dirty now and still there, in order, with its attributes (a->data_file
+ * is its staging file), until it returns something else than 0, which is returned.
+ */
+int wfs_seal_each(struct wfs_store *s,
+	int (*fn)(struct wfs_store *s, const struct wfs_attr *a, void *ctx), void *ctx);
 
 #endif
