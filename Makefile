@@ -283,6 +283,8 @@ $(FUZZ_BIN): $(BUILD)/fuzz-%: $(BUILD)/obj/tests/fuzz/libfuzzer-%.o $(BUILD)/obj
 $(filter-out %/test_faults,$(UNIT_BIN)): $(BUILD)/tests/%: $(BUILD)/obj/tests/unit/%.o $(call obj,$(UNIT_SUPPORT)) $(LIB)
 	$(call say,LD,$@)mkdir -p $(@D) && $(LINK) -o $@ $(filter %.o,$^) $(LIB) $(WRAP) -lcmocka $(PKG_LIBS)
 
+ALLOCATIONS := $(addprefix -Wl$(comma)--wrap=,malloc calloc realloc reallocarray)
+$(BUILD)/tests/test_npy $(BUILD)/tests/test_safetensors: private WRAP := $(ALLOCATIONS)
 $(BUILD)/tests/test_array: private WRAP := -Wl,--wrap=reallocarray
 $(BUILD)/tests/test_listdir: private WRAP := -Wl,--wrap=fdopendir,--wrap=readdir64
 
