@@ -284,7 +284,7 @@ $(filter-out %/test_faults,$(UNIT_BIN)): $(BUILD)/tests/%: $(BUILD)/obj/tests/un
 	$(call say,LD,$@)mkdir -p $(@D) && $(LINK) -o $@ $(filter %.o,$^) $(LIB) $(WRAP) -lcmocka $(PKG_LIBS)
 
 ALLOCATIONS := $(addprefix -Wl$(comma)--wrap=,malloc calloc realloc reallocarray)
-$(BUILD)/tests/test_npy $(BUILD)/tests/test_safetensors: private WRAP := $(ALLOCATIONS)
+$(addprefix $(BUILD)/tests/test_,npy safetensors table): private WRAP := $(ALLOCATIONS)
 $(BUILD)/tests/test_array: private WRAP := -Wl,--wrap=reallocarray
 $(BUILD)/tests/test_listdir: private WRAP := -Wl,--wrap=fdopendir,--wrap=readdir64
 

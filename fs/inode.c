@@ -3,127 +3,97 @@
 #include <errno.h>
 #include <string.h>
 
-#define FIRST_SIZE 1024
+struct inode {
+	struct wfs_node node;           /* id: its number */
+	uint64_t nlookup;               /* > 0 */
+	bool gone;                      /* its last name was removed */
+	struct wfs_tensor_place tensor; /* name NULL: it never stood there */
+	bool stale;                     /* the kernel's cached pages are not what the file holds */
+};
 
 int wfs_inodes_init(struct wfs_inodes *t)
 {
-	t->n = 0;
-	t->n_buckets = FIRST_SIZE;
-	t->buckets = calloc(FIRST_SIZE, sizeof(*t->buckets));
 	pthread_mutex_init(&t->lock, NULL);
-	return t->buckets ? 0 : -ENOMEM;
+	return wfs_table_init(&t->table);
+}
+
+static void free_inode(struct wfs_node *node)
+{
+	struct inode *inode = (struct inode *)node;
+
+	wfs_tensor_place_release(&inode->tensor);
+	free(inode);
 }
 
 void wfs_inodes_release(struct wfs_inodes *t)
 {
-	for (size_t i = 0; t->buckets && i < t->n_buckets; i++) {
-		while (t->buckets[i]) {
-			struct wfs_inode_node *node = t->buckets[i];
-
-			t->buckets[i] = node->next;
-			wfs_tensor_place_release(&node->tensor);
-			free(node);
-		}
-	}
-	free(t->buckets);
+	wfs_table_release(&t->table, free_inode);
 	pthread_mutex_destroy(&t->lock);
 }
 
-static struct wfs_inode_node **slot_of(struct wfs_inodes *t, uint64_t ino)
+static struct inode *find(struct wfs_inodes *t, uint64_t ino)
 {
-	struct wfs_inode_node **p = &t->buckets[ino & (t->n_buckets - 1)];
-
-	while (*p && (*p)->ino != ino)
-		p = &(*p)->next;
-	return p;
+	return (struct inode *)wfs_table_find(&t->table, ino);
 }
 
-/* Twice as many buckets; without memory the chains just get longer. */
-static void grow(struct wfs_inodes *t)
+static int add(struct wfs_inodes *t, uint64_t ino)
 {
-	size_t size = 2 * t->n_buckets;
-	struct wfs_inode_node **buckets = calloc(size, sizeof(*buckets));
+	struct inode *inode = calloc(1, sizeof(*inode));
 
-	if (!buckets)
-		return;
-	for (size_t i = 0; i < t->n_buckets; i++) {
-		while (t->buckets[i]) {
-			struct wfs_inode_node *node = t->buckets[i];
-
-			t->buckets[i] = node->next;
-			node->next = buckets[node->ino & (size - 1)];
-			buckets[node->ino & (size - 1)] = node;
-		}
-	}
-	free(t->buckets);
-	t->buckets = buckets;
-	t->n_buckets = size;
-}
-
-static int insert(struct wfs_inodes *t, struct wfs_inode_node **slot, uint64_t ino)
-{
-	struct wfs_inode_node *node = calloc(1, sizeof(*node));
-
-	if (!node)
+	if (!inode)
 		return -ENOMEM;
-	node->ino = ino;
-	node->nlookup = 1;
-	*slot = node;
-	if (++t->n > t->n_buckets)
-		grow(t);
+	inode->node.id = ino;
+	inode->nlookup = 1;
+	wfs_table_add(&t->table, &inode->node);
 	return 0;
 }
 
 int wfs_inodes_lookup(struct wfs_inodes *t, uint64_t ino)
 {
-	struct wfs_inode_node **slot;
+	struct inode *inode;
 	int ret = 0;
 
 	pthread_mutex_lock(&t->lock);
-	slot = slot_of(t, ino);
-	if (*slot)
-		(*slot)->nlookup++;
+	inode = find(t, ino);
+	if (inode)
+		inode->nlookup++;
 	else
-		ret = insert(t, slot, ino);
+		ret = add(t, ino);
 	pthread_mutex_unlock(&t->lock);
 	return ret;
 }
 
 bool wfs_inodes_forget(struct wfs_inodes *t, uint64_t ino, uint64_t n)
 {
-	struct wfs_inode_node **slot, *node;
+	struct inode *inode;
 	bool drop = false;
 
 	pthread_mutex_lock(&t->lock);
-	slot = slot_of(t, ino);
-	node = *slot;
-	if (node) {
-		node->nlookup -= n < node->nlookup ? n : node->nlookup;
-		if (node->nlookup == 0) {
-			drop = node->gone;
-			*slot = node->next;
-			t->n--;
-		} else {
-			node = NULL;
-		}
+	inode = find(t, ino);
+	if (inode)
+		inode->nlookup -= WFS_MIN(n, inode->nlookup);
+	if (inode && inode->nlookup == 0) {
+		drop = inode->gone;
+		wfs_table_remove(&t->table, &inode->node);
+	} else {
+		inode = NULL;
 	}
 	pthread_mutex_unlock(&t->lock);
-	if (node)
-		wfs_tensor_place_release(&node->tensor);
-	free(node);
+	if (inode)
+		free_inode(&inode->node);
 	return drop;
 }
 
 bool wfs_inodes_set_gone(struct wfs_inodes *t, uint64_t ino, bool gone)
 {
-	struct wfs_inode_node *node;
+	struct inode *inode;
 
 	pthread_mutex_lock(&t->lock);
-	node = *slot_of(t, ino);
-	if (node)
-		node->gone = gone;
+	inode = find(t, ino);
+	if (inode)
+		inode->gone = gone;
 	pthread_mutex_unlock(&t->lock);
-	return !node && gone;
+	return !inode && gone;
 }
 
 void wfs_tensor_place_release(struct wfs_tensor_place *p)
@@ -152,55 +122,55 @@ void wfs_inodes_set_tensor(
 {
 	const struct wfs_tensor_place place = {dir, (char *)variant, (char *)name};
 	struct wfs_tensor_place copy;
-	struct wfs_inode_node *node;
+	struct inode *inode;
 
 	if (copy_place(&place, &copy) != 0)
 		return; /* then it cannot be opened to be written again: fs/view_write.c */
 	pthread_mutex_lock(&t->lock);
-	node = *slot_of(t, ino);
-	if (node) {
-		wfs_tensor_place_release(&node->tensor);
-		node->tensor = copy;
+	inode = find(t, ino);
+	if (inode) {
+		wfs_tensor_place_release(&inode->tensor);
+		inode->tensor = copy;
 	}
 	pthread_mutex_unlock(&t->lock);
-	if (!node)
+	if (!inode)
 		wfs_tensor_place_release(&copy);
 }
 
 int wfs_inodes_get_tensor(struct wfs_inodes *t, uint64_t ino, struct wfs_tensor_place *ret)
 {
-	const struct wfs_inode_node *node;
+	const struct inode *inode;
 	int found = 0;
 
 	pthread_mutex_lock(&t->lock);
-	node = *slot_of(t, ino);
-	if (node && node->tensor.name)
-		found = copy_place(&node->tensor, ret) == 0 ? 1 : -ENOMEM;
+	inode = find(t, ino);
+	if (inode && inode->tensor.name)
+		found = copy_place(&inode->tensor, ret) == 0 ? 1 : -ENOMEM;
 	pthread_mutex_unlock(&t->lock);
 	return found;
 }
 
 void wfs_inodes_set_stale(struct wfs_inodes *t, uint64_t ino)
 {
-	struct wfs_inode_node *node;
+	struct inode *inode;
 
 	pthread_mutex_lock(&t->lock);
-	node = *slot_of(t, ino);
-	if (node)
-		node->stale = true;
+	inode = find(t, ino);
+	if (inode)
+		inode->stale = true;
 	pthread_mutex_unlock(&t->lock);
 }
 
 bool wfs_inodes_take_stale(struct wfs_inodes *t, uint64_t ino)
 {
-	struct wfs_inode_node *node;
+	struct inode *inode;
 	bool stale = false;
 
 	pthread_mutex_lock(&t->lock);
-	node = *slot_of(t, ino);
-	if (node) {
-		stale = node->stale;
-		node->stale = false;
+	inode = find(t, ino);
+	if (inode) {
+		stale = inode->stale;
+		inode->stale = false;
 	}
 	pthread_mutex_unlock(&t->lock);
 	return stale;

@@ -14,6 +14,7 @@
 #include <pthread.h>
 
 #include "lib/base.h"
+#include "lib/table.h"
 
 /* Where a file stands, or stood, in a .tensors: fs/scratch.h. */
 struct wfs_tensor_place {
@@ -24,20 +25,9 @@ struct wfs_tensor_place {
 
 void wfs_tensor_place_release(struct wfs_tensor_place *p);
 
-struct wfs_inode_node {
-	uint64_t ino;
-	uint64_t nlookup;		/* > 0 */
-	bool gone;			/* its last name was removed */
-	struct wfs_tensor_place tensor; /* name NULL: it never stood there */
-	bool stale;			/* the kernel's cached pages are not what the file holds */
-	struct wfs_inode_node *next;
-};
-
 struct wfs_inodes {
 	pthread_mutex_t lock;
-	/* under lock */
-	struct wfs_inode_node **buckets; /* a power of two */
-	size_t n_buckets, n;
+	struct wfs_table table; /* of struct inode; under lock */
 };
 
 int wfs_inodes_init(struct wfs_inodes *t);

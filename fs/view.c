@@ -3,35 +3,24 @@
 
 #include "fs/driver.h"
 
-#define FIRST_SIZE 256
-
 int wfs_views_init(struct wfs_views *v)
 {
-	v->n = 0;
-	v->n_buckets = FIRST_SIZE;
-	v->buckets = calloc(FIRST_SIZE, sizeof(*v->buckets));
 	pthread_mutex_init(&v->lock, NULL);
-	return v->buckets ? 0 : -ENOMEM;
+	return wfs_table_init(&v->table);
 }
 
-static void free_node(struct wfs_view_node *node)
+static void free_node(struct wfs_node *node)
 {
-	free((char *)node->key.variant);
-	free((char *)node->key.name);
-	free(node);
+	struct wfs_view_node *view = (struct wfs_view_node *)node;
+
+	free((char *)view->key.variant);
+	free((char *)view->key.name);
+	free(view);
 }
 
 void wfs_views_release(struct wfs_views *v)
 {
-	for (size_t i = 0; v->buckets && i < v->n_buckets; i++) {
-		while (v->buckets[i]) {
-			struct wfs_view_node *node = v->buckets[i];
-
-			v->buckets[i] = node->next;
-			free_node(node);
-		}
-	}
-	free(v->buckets);
+	wfs_table_release(&v->table, free_node);
 	pthread_mutex_destroy(&v->lock);
 }
 
@@ -99,47 +88,20 @@ static int copy_key(const struct wfs_view_key *from, struct wfs_view_key *to)
 
 /* ---- the table; under its lock ---- */
 
-static struct wfs_view_node **slot_of(struct wfs_views *v, uint64_t ino)
+static struct wfs_view_node *find(struct wfs_views *v, uint64_t ino)
 {
-	struct wfs_view_node **p = &v->buckets[ino & (v->n_buckets - 1)];
-
-	while (*p && (*p)->ino != ino)
-		p = &(*p)->next;
-	return p;
-}
-
-/* Twice as many buckets; without memory the chains just get longer. */
-static void grow(struct wfs_views *v)
-{
-	size_t size = 2 * v->n_buckets;
-	struct wfs_view_node **buckets = calloc(size, sizeof(*buckets));
-
-	if (!buckets)
-		return;
-	for (size_t i = 0; i < v->n_buckets; i++) {
-		while (v->buckets[i]) {
-			struct wfs_view_node *node = v->buckets[i];
-
-			v->buckets[i] = node->next;
-			node->next = buckets[node->ino & (size - 1)];
-			buckets[node->ino & (size - 1)] = node;
-		}
-	}
-	free(v->buckets);
-	v->buckets = buckets;
-	v->n_buckets = size;
+	return (struct wfs_view_node *)wfs_table_find(&v->table, ino);
 }
 
 /* The node of this key, which is made if there is none; NULL: out of memory. */
 static struct wfs_view_node *get_node(struct wfs_views *v, const struct wfs_view_key *key)
 {
 	uint64_t ino = ino_of(hash_key(key, key->serial));
-	struct wfs_view_node **slot, *node;
+	struct wfs_view_node *node;
 
 	/* Another key may have had this number first. */
-	while (*(slot = slot_of(v, ino)) && !is_same_key(&(*slot)->key, key))
+	while ((node = find(v, ino)) && !is_same_key(&node->key, key))
 		ino = ino_of(ino + 1);
-	node = *slot;
 	if (node)
 		return node;
 	node = calloc(1, sizeof(*node));
@@ -147,10 +109,8 @@ static struct wfs_view_node *get_node(struct wfs_views *v, const struct wfs_view
 		free(node);
 		return NULL;
 	}
-	node->ino = ino;
-	*slot = node;
-	if (++v->n > v->n_buckets)
-		grow(v);
+	node->node.id = ino;
+	wfs_table_add(&v->table, &node->node);
 	return node;
 }
 
@@ -164,30 +124,26 @@ int wfs_view_intern(struct wfs_views *v, const struct wfs_view_key *key, const s
 	if (node && node->nlookup++ == 0)
 		node->st = *st;
 	if (node)
-		*ret_ino = node->ino;
+		*ret_ino = node->node.id;
 	pthread_mutex_unlock(&v->lock);
 	return node ? 0 : -ENOMEM;
 }
 
 void wfs_view_forget(struct wfs_views *v, uint64_t ino, uint64_t n)
 {
-	struct wfs_view_node **slot, *node;
+	struct wfs_view_node *node;
 
 	pthread_mutex_lock(&v->lock);
-	slot = slot_of(v, ino);
-	node = *slot;
-	if (node) {
+	node = find(v, ino);
+	if (node)
 		node->nlookup -= WFS_MIN(n, node->nlookup);
-		if (node->nlookup == 0) {
-			*slot = node->next;
-			v->n--;
-		} else {
-			node = NULL;
-		}
-	}
+	if (node && node->nlookup == 0)
+		wfs_table_remove(&v->table, &node->node);
+	else
+		node = NULL;
 	pthread_mutex_unlock(&v->lock);
 	if (node)
-		free_node(node);
+		free_node(&node->node);
 }
 
 const struct wfs_view_node *wfs_view_node(struct wfs_views *v, uint64_t ino)
@@ -195,7 +151,7 @@ const struct wfs_view_node *wfs_view_node(struct wfs_views *v, uint64_t ino)
 	struct wfs_view_node *node;
 
 	pthread_mutex_lock(&v->lock);
-	node = *slot_of(v, ino);
+	node = find(v, ino);
 	pthread_mutex_unlock(&v->lock);
 	return node;
 }
@@ -209,36 +165,40 @@ static int compare_sizes(const void *a, const void *b)
 	return x < y ? -1 : x > y;
 }
 
-static size_t gather_sizes(struct wfs_views *v, uint64_t dir, const char *variant, uint64_t *sizes)
-{
-	size_t n = 0;
+struct gathering {
+	uint64_t dir;
+	const char *variant;
+	uint64_t *sizes;
+	size_t n;
+};
 
-	for (size_t i = 0; i < v->n_buckets; i++)
-		for (const struct wfs_view_node *node = v->buckets[i]; node; node = node->next)
-			if (node->key.kind == WFS_VIEW_CUT && node->key.ino == dir &&
-				wfs_is_same_text(node->key.variant, variant))
-				sizes[n++] = node->key.size;
-	return n;
+static void gather_size(void *ctx, const struct wfs_node *node)
+{
+	const struct wfs_view_key *key = &((const struct wfs_view_node *)node)->key;
+	struct gathering *g = ctx;
+
+	if (key->kind == WFS_VIEW_CUT && key->ino == g->dir && wfs_is_same_text(key->variant, g->variant))
+		g->sizes[g->n++] = key->size;
 }
 
 int wfs_view_sizes(
 	struct wfs_views *v, uint64_t dir, const char *variant, uint64_t **ret, size_t *ret_n)
 {
+	struct gathering g = { .dir = dir, .variant = variant };
 	uint64_t *sizes;
-	size_t n = 0;
 
 	pthread_mutex_lock(&v->lock);
-	sizes = reallocarray(NULL, v->n + 1, sizeof(*sizes));
+	g.sizes = sizes = reallocarray(NULL, v->table.n + 1, sizeof(*sizes));
 	if (sizes)
-		n = gather_sizes(v, dir, variant, sizes);
+		wfs_table_each(&v->table, gather_size, &g);
 	pthread_mutex_unlock(&v->lock);
 	if (!sizes)
 		return -ENOMEM;
-	if (n)
-		qsort(sizes, n, sizeof(*sizes), compare_sizes);
+	if (g.n)
+		qsort(sizes, g.n, sizeof(*sizes), compare_sizes);
 	*ret = sizes;
 	*ret_n = 0;
-	for (size_t i = 0; i < n; i++)
+	for (size_t i = 0; i < g.n; i++)
 		if (*ret_n == 0 || sizes[*ret_n - 1] != sizes[i])
 			sizes[(*ret_n)++] = sizes[i];
 	return 0;

@@ -22,6 +22,7 @@
 
 #include "fs/fuse.h"
 #include "lib/model.h"
+#include "lib/table.h"
 
 struct wfs_driver;
 
@@ -60,17 +61,15 @@ struct wfs_view_key {
 };
 
 struct wfs_view_node {
-	uint64_t ino;		 /* WFS_VIEW_INO and above */
+	struct wfs_node node;	 /* id: the inode's number, WFS_VIEW_INO and above */
 	uint64_t nlookup;	 /* under the table's lock */
 	struct wfs_view_key key; /* constant; owns its strings */
 	struct stat st;		 /* constant where the bytes are */
-	struct wfs_view_node *next;
 };
 
 struct wfs_views {
 	pthread_mutex_t lock; /* a few instructions */
-	struct wfs_view_node **buckets;
-	size_t n_buckets, n;
+	struct wfs_table table;
 };
 
 int wfs_views_init(struct wfs_views *v);

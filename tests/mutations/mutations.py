@@ -96,9 +96,9 @@ mutation("sealed while somebody can write it by a mapping", "lib/datafile.c",
 mutation("an unlinked file stays", "fs/op_name.c",
          "if (!err && gone)\n\t\twfs_inode_gone(d, ino);", "", BYTES + "::test_write_after_unlink", "mount/test_load.py")
 mutation("what the kernel forgets is counted once", "fs/inode.c",
-         "node->nlookup -= n < node->nlookup ? n : node->nlookup;", "node->nlookup--;", "mount/test_load.py")
+         "inode->nlookup -= WFS_MIN(n, inode->nlookup);", "inode->nlookup--;", "mount/test_load.py")
 mutation("an unlinked file outlives the kernel's knowledge", "fs/inode.c",
-         "drop = node->gone;", "drop = false;", "mount/test_load.py")
+         "drop = inode->gone;", "drop = false;", "mount/test_load.py")
 
 # ---- reading ----
 
