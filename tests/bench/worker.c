@@ -42,6 +42,7 @@ static void work_read(const char *path, size_t block)
 	if (n < 0)
 		err(1, "%s", path);
 	close(fd);
+	free(buf);
 }
 
 static void work_random(const char *path, size_t block, uint64_t count)
@@ -55,6 +56,7 @@ static void work_random(const char *path, size_t block, uint64_t count)
 			(ssize_t)block)
 			err(1, "%s", path);
 	close(fd);
+	free(buf);
 }
 
 static void work_write(const char *path, size_t block, uint64_t size)
@@ -73,6 +75,7 @@ static void work_write(const char *path, size_t block, uint64_t size)
 	}
 	if (close(fd) != 0)
 		err(1, "%s", path);
+	free(buf);
 }
 
 struct part {
@@ -242,6 +245,7 @@ static void work_small(enum small what, const char *directory, uint64_t count)
 			(unsigned long long)i);
 		one_small(what, path, buf);
 	}
+	free(buf);
 }
 
 /* True: it has printed what there is to say. */

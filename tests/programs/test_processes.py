@@ -86,8 +86,8 @@ exec 9>&-
 flock lock -c 'echo inside'
 
 ## flock and wait
-(flock 9; sleep 0.2; echo first >> out) 9> lock &
-sleep 0.1
+(flock 9; touch held; sleep 0.2; echo first >> out) 9> lock &
+until [ -e held ]; do sleep 0.02; done
 flock lock -c 'echo second >> out'
 wait
 cat out
@@ -141,7 +141,7 @@ cat seen
 ## tail -F
 echo one > log
 timeout 9 tail -n +1 -s 0.02 --max-unchanged-stats=1 -F log > seen 2> /dev/null &
-sleep 0.2
+until [ -s seen ]; do sleep 0.02; done
 mv log log.1
 echo two > log
 for i in $(seq 200); do
