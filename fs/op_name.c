@@ -229,6 +229,13 @@ static void log_refused_rename(struct wfs_driver *d, uint64_t parent, const char
 		wfs_log_verdict(d, a.ino, "rename refused", why);
 }
 
+/* What the kernel moved there it would keep for as long as under the old name. */
+static void forget_moved(struct wfs_driver *d, fuse_ino_t parent, const char *name)
+{
+	if (wfs_entry_seconds(d, name) == 0)
+		wfs_notify_name(&d->notify, parent, name);
+}
+
 void wfs_op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t newparent,
 	const char *newname, unsigned int flags)
 {
@@ -252,8 +259,9 @@ void wfs_op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino
 		err = wfs_name_rename(d->store, parent, name, newparent, newname, flags, &renamed);
 	if (!err && renamed.replaced_gone)
 		wfs_inode_gone(d, renamed.replaced);
-	/* What the kernel moved there it would keep for as long as under the old name. */
-	if (!err && wfs_entry_seconds(d, newname) == 0)
-		wfs_notify_name(&d->notify, newparent, newname);
+	if (!err)
+		forget_moved(d, newparent, newname);
+	if (!err && flags & RENAME_EXCHANGE)
+		forget_moved(d, parent, name);
 	fuse_reply_err(req, -err);
 }

@@ -15,7 +15,8 @@ np = pytest.importorskip("numpy")
 safetensors_numpy = pytest.importorskip("safetensors.numpy")
 
 from support import shards
-from support.files import KIB, MIB, errno_of, in_child, read_file, sha256, tree_hashes, write_all, write_file
+from support.files import (KIB, MIB, RENAME_EXCHANGE, errno_of, in_child, read_file, renameat2, sha256, tree_hashes,
+                           write_all, write_file)
 from support.mounts import wait_for
 from support.tensors import model, npy
 
@@ -262,6 +263,33 @@ def test_directory_moved_and_removed(mount, one):
     shutil.rmtree(one)
     mount.wait_sealed()
     wait_for(lambda: mount.status()["objects"] == 0, 60, "every object given back")
+
+
+def exchange(one, shard):
+    shutil.copyfile(shard, one / "other.bin")
+    renameat2(one / "other.bin", shard, RENAME_EXCHANGE)
+
+
+def exchange_the_other_way(one, shard):
+    shutil.copyfile(shard, one / "other.bin")
+    renameat2(shard, one / "other.bin", RENAME_EXCHANGE)
+
+
+def move_in(one, shard):
+    os.rename(shard, one.parent / "moved")
+    os.rename(one.parent / "moved", shard)
+
+
+@pytest.mark.parametrize("moved", [move_in, exchange, exchange_the_other_way])
+def test_shard_that_was_renamed(one, moved):
+    """What the kernel knew of a file under another name does not hide what the name stands for later."""
+    shard = one / "model.safetensors"
+    safetensors_numpy.save_file({"a": some(1), "b": some(2)}, shard)
+    moved(one, shard)
+    assert_model(one, {"a": some(1), "b": some(2)})
+    np.save(one / ".tensors/a.npy", some(3))
+    wait_for(lambda: safetensors_numpy.load_file(shard)["a"][0] == 3, 5, "the shard with the new tensor")
+    assert_model(one, {"a": some(3), "b": some(2)})
 
 
 def test_directory_removed_under_a_writer(mount, one):

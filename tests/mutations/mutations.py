@@ -165,8 +165,8 @@ mutation("files of transactions that were undone stay", "lib/recover.c",
 # ---- tensors ----
 
 mutation("a name that changed is not forgotten by the kernel", "fs/op_name.c",
-         "if (!err && wfs_entry_seconds(d, newname) == 0)", "if (err && wfs_entry_seconds(d, newname) == 0)",
-         TENSORS, "mount/test_views_changes.py", WRITES, RACES)
+         "if (!err)\n\t\tforget_moved(d, newparent, newname);", "",
+         WRITES + "::test_shard_that_was_renamed")
 mutation("a shard with other bytes is the same", "lib/model_plan.c",
          "if (p->is_new || &t->m->shards[p->old] != shard->old)", "if (&t->m->shards[p->old] != shard->old)", MODEL,
          WRITES)
