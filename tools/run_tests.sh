@@ -151,10 +151,12 @@ as_ordinary_user()
 	*' --long '*) tests="--long $USER_TESTS_LONG" ;;
 	*) tests="$USER_TESTS ${PYTEST_ARGS-}" ;;
 	esac
+	# GCOV_PREFIX: counters of a build for coverage, which is root's to write, stay below his home.
 	(
 		tree_for_user "$1"
 		# shellcheck disable=SC2046,SC2086
 		as_user env $(environment_at "$tree") HOME="$1/home" TMPDIR="$1/home" PYTHONDONTWRITEBYTECODE=1 \
+			GCOV_PREFIX="$1/home/gcov" \
 			"$VENV/bin/python" -m pytest -q -ra -p no:cacheprovider --basetemp="$1/home/pytest" \
 			-n "$PYTEST_PROCESSES" --dist loadfile $tests
 	) >"$1/log" 2>&1 </dev/null || status=$?

@@ -68,7 +68,7 @@ def destdir(weightfs, tmp_path_factory):
 def compile_program(destdir, source, target, *flags):
     """Compile and link as the comment at the top of each example says."""
     sanitize = os.environ.get("SANITIZE")
-    extra = [f"-fsanitize={sanitize}"] if sanitize else []
+    extra = [f"-fsanitize={sanitize}"] if sanitize else ["--coverage"] if os.environ.get("COVERAGE") else []
     run(os.environ.get("CC", "cc"), "-Wall", "-Wextra", "-Werror", *flags, *extra, "-o", target, source,
         *pkg_config(destdir, "--cflags", "--libs"))
 
