@@ -40,8 +40,8 @@ int wfs_err_set(struct wfs_err *err, int ret, const char *reason, uint64_t offse
 /* The same for a failed system call: reason "io", text "WHAT: strerror". */
 int wfs_err_errno(struct wfs_err *err, int ret, const char *fmt, ...) WFS_PRINTF(3, 4);
 
-#ifdef __clang_analyzer__
-/* It looks at one file at a time, and cannot know that what fails here is not 0 there. */
+#ifdef WFS_ANALYSIS
+/* Static analysis looks at one file at a time, and cannot know that what fails here is not 0 there. */
 #define wfs_err_set(err, ret, ...) ((wfs_err_set)(err, ret, __VA_ARGS__), (ret))
 #define wfs_err_errno(err, ret, ...) ((wfs_err_errno)(err, ret, __VA_ARGS__), (ret))
 #endif

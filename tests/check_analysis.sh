@@ -10,7 +10,7 @@ set -u
 cd "$(dirname "$0")/.."
 build=${BUILD:-build}
 failed=
-flags="-std=gnu11 -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -DWFS_VERSION=\"check\" -I. -I$build/gen
+flags="-std=gnu11 -DWFS_ANALYSIS -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -DWFS_VERSION=\"check\" -I. -I$build/gen
 	$(pkg-config --cflags fuse3 jansson libxxhash sqlite3)"
 export flags
 log=$(mktemp)

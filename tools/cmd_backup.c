@@ -114,12 +114,12 @@ static void remove_work(void)
 
 static void end_by_signal(int sig)
 {
-	int saved = errno;
+	int saved = errno; /* NOLINT(bugprone-signal-handler,cert-sig30-c): it is this thread's own */
 
 	remove_work();
 	signal(sig, SIG_DFL);
 	raise(sig); /* it comes when this has returned */
-	errno = saved;
+	errno = saved; /* NOLINT(bugprone-signal-handler,cert-sig30-c) */
 }
 
 static void remove_work_at_signals(const char *dir)
