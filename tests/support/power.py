@@ -108,9 +108,12 @@ class Power:
 
     def boot(self, *options):
         """Mount the store, as in a boot of its own."""
+        self._begin_boot()
+        return self.mount.mount(*(options or self.mount.options))
+
+    def _begin_boot(self):
         self.boots += 1
         os.environ["WEIGHTFS_BOOT_ID"] = f"boot {self.boots}"
-        return self.mount.mount(*(options or self.mount.options))
 
     def write_back_log(self):
         """The database's log reaches the disk, and nothing else with it."""
@@ -167,13 +170,14 @@ class Power:
     def restore(self, *options):
         """Power again: the disk replays its log; the store must be in order as it is, and is mounted."""
         self.disk.umount()
+        self._begin_boot()
         self.disk.mount()
         self.keep_as_found()
         # A staging file that nobody made durable may be gone; what has its name is reported by the mount.
         found = [one for one in self.mount.fsck()["findings"] if one["kind"] != "data-file-missing"]
         assert found == [], found
         self.is_cut = False
-        return self.boot(*options)
+        return self.mount.mount(*(options or self.mount.options))
 
     def end(self):
         os.environ.pop("WEIGHTFS_BOOT_ID", None)
