@@ -25,9 +25,10 @@ SHUTDOWN = 0x8004587D  # EXT4_IOC_SHUTDOWN and XFS_IOC_GOINGDOWN: _IOR('X', 125,
 WITHOUT_LOG = 2        # *_NOLOGFLUSH
 UMOUNT_SECONDS = 30
 
-# The kinds of disk, and what they are mounted with.
+# The kinds of disk, and what they are mounted with. Not ext4 with discard: after the shutdown it still discards blocks
+# that a transaction would have freed which never reaches its log, and files lose bytes that were on the disk.
 DISKS = {
-    "ext4": ("ext4", ["discard"]),
+    "ext4": ("ext4", []),
     "ext4-writeback": ("ext4", ["data=writeback"]),
     "xfs": ("xfs", ["discard"]),
 }
