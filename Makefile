@@ -167,7 +167,8 @@ unit: unit-programs ## only the tests of lib/, which need no mount
 	@BUILD='$(BUILD)' SANITIZE='$(SANITIZE)' sh tools/run_tests.sh --unit $(UNIT_BIN)
 
 VALGRIND := valgrind --quiet --error-exitcode=99 --leak-check=full --show-leak-kinds=definite,indirect \
-	--suppressions=tests/unit/valgrind.supp --errors-for-leak-kinds=definite,indirect --track-fds=yes --child-silent-after-fork=yes --num-callers=25
+	--errors-for-leak-kinds=definite,indirect --track-fds=yes --child-silent-after-fork=yes --num-callers=25 \
+	--suppressions=tests/unit/valgrind.supp
 
 valgrind: unit-programs ## the tests of lib/ under memcheck: bytes, leaks, descriptors
 	@BUILD='$(BUILD)' UNIT_SECONDS=3600 UNIT_UNDER='$(VALGRIND)' \

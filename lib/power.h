@@ -1,10 +1,10 @@
 /*
  * power.h - after a power cut: which files may lack bytes, and what is left over.
  *
- * Called by lib/recover.c; the check of a store asks for the boot id. Whether the power went is told by the kernel's boot id: the
- * store was not unmounted, and this is another boot than the one in which it was last open. A
- * process that dies loses nothing that it had written; a disk that is pulled
- * out under a running machine is taken for that.
+ * Called by lib/recover.c; the check of a store asks for the boot id. Whether the power went is
+ * told by the kernel's boot id: the store was not unmounted, and this is another boot than the one
+ * in which it was last open. A process that dies loses nothing that it had written; a disk that is
+ * pulled out under a running machine is taken for that.
  */
 #ifndef WFS_POWER_H
 #define WFS_POWER_H
