@@ -9,8 +9,7 @@ ORDER, SEAL, STORE = "unit/test_order", "unit/test_seal", "unit/test_store"
 FORMATS, FSCK, MODEL, REPACK = "unit/test_safetensors", "unit/test_fsck", "unit/test_model", "unit/test_repack"
 BYTES, GATE, KILL = "mount/test_bytes.py", "mount/test_gate.py", "crash/test_kill.py"
 BASED, DIRECT = "mount/test_model_based.py", "mount/test_passthrough.py"
-WRITES, RACES = "mount/test_tensor_writes.py", "mount/test_tensor_races.py"
-TENSORS = "mount/test_model_tensors.py"
+WRITES = "mount/test_tensor_writes.py"
 
 
 @dataclass(frozen=True)
